@@ -1,0 +1,430 @@
+"""What a run is told: the YAML file, its models, and one clear sentence when it is wrong."""
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from pixscribe.errors import ConfigError
+from pixscribe.types import Kind
+
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+EMULATOR = "emulator"
+IMAGE_GLOBS = tuple(
+    f"*.{extension}"
+    for extension in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "heic", "heif", "hif", "avif"),
+        *("tif", "tiff", "bmp", "gif"),
+    )
+)
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class SourceConfig(Section):
+    """Where the images are."""
+
+    uri: Annotated[str, Field(min_length=1)]
+    """A folder or s3://bucket/prefix, searched recursively."""
+    include: Texts = IMAGE_GLOBS
+    """Gitignore-style globs on the relative path, without regard to case. Default: the supported extensions."""
+    exclude: Texts = ()
+    """Globs of what to leave out again."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Take only the first N images in the order of their names."""
+    only_new: bool = False
+    """Skip what this output already holds for the same question. Not available yet."""
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        return _check_scheme(uri, "a folder or s3://bucket/prefix")
+
+    @field_validator("only_new")
+    @classmethod
+    def _only_new_is_to_come(cls, only_new: bool) -> bool:
+        if only_new:
+            raise ValueError("true is not available in this version; allowed: false")
+        return only_new
+
+
+class ImageConfig(Section):
+    """What is sent of an image."""
+
+    max_side_px: Annotated[int, Field(ge=16)] | None = None
+    """Downscale what is sent to this longer side; boxes are unaffected."""
+    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
+    """A larger image is refused as too_large before it is decoded."""
+
+
+class ModelConfig(Section):
+    """Who is asked, and how."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "gemini-3.5-flash"
+    """The model's name as the Gemini API spells it, without `models/`."""
+    base_url: str = "https://generativelanguage.googleapis.com"
+    """The API's origin, or `emulator` for the built-in one, which needs no key."""
+    transport: Literal["files", "inline", "url", "auto"] = "files"
+    """How an image travels: uploaded once (files), inside each request (inline), as its public URL (url), or as its
+    size and the number of prompts suggest (auto)."""
+    service_tier: Literal["standard", "flex", "priority"] = "standard"
+    """flex costs half and may take minutes."""
+    thinking_level: Literal["minimal", "low", "medium", "high"] | None = "minimal"
+    """Thinking is billed as output; boxes and masks do not get better by it. null leaves it to the model."""
+    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    """The answer is cut here, thinking included."""
+    seed: int | None = 7
+    """Sent with each question. The service does not promise the same answer for it."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """null leaves it to the model, as is advised for Gemini 3."""
+    resolution: Literal["low", "medium", "high", "ultra_high"] | None = None
+    """How many tokens an image is turned into."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_origin(cls, base_url: str) -> str:
+        parts = urlsplit(base_url)
+        if base_url != EMULATOR and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("should be an http(s) URL or `emulator`")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("should hold no user, password or query; the key comes from GEMINI_API_KEY")
+        return base_url.rstrip("/")
+
+
+class PromptConfig(Section):
+    """One question, asked about every image."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """The value of the column `prompt`."""
+    kind: Kind
+    """detect (boxes), segment (boxes and outlines), caption, classify or ask (a free question)."""
+    text: Annotated[str, Field(min_length=1)] | None = None
+    """The words sent to the model; `{labels}` is replaced. null: the default text of the kind."""
+    labels: Texts = ()
+    """A closed vocabulary; empty: open."""
+
+    @model_validator(mode="after")
+    def _a_question_needs_its_words(self) -> Self:
+        if self.kind == "ask" and self.text is None:
+            raise ValueError(f"prompt {self.name!r} of kind ask needs a text")
+        if len(set(self.labels)) != len(self.labels) or not all(label.strip() for label in self.labels):
+            raise ValueError(f"labels of prompt {self.name!r} should be different and not empty")
+        return self
+
+
+class LimitsConfig(Section):
+    """How hard to lean on the API."""
+
+    requests_per_minute: Annotated[float, Field(gt=0, le=10_000_000)] = 1000
+    """Sustained rate of questions, over all prompts."""
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Input tokens, estimated before sending and corrected by the answer."""
+    requests_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Questions from midnight to midnight Pacific time; the run stops, resumable, when they are used up."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Requests in flight, uploads included."""
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """The run stops, resumable, before a request could pass this sum."""
+
+
+class RetryConfig(Section):
+    """How long to try."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 6
+    """Requests sent for one question, all in all."""
+    max_wait_s: Annotated[float, Field(gt=0, le=86_400)] = 60
+    """The longest pause between two attempts."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120
+    """For one attempt from the first byte sent to the last received."""
+
+
+class ExecutionConfig(Section):
+    """Where the work is done."""
+
+    engine: Literal["local"] = "local"
+    """This process. Dask and Ray are to come."""
+    address: str | None = None
+    """Of a scheduler; unused by the local engine."""
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Images in one part file and one set of Prefect task runs."""
+    shards_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
+    """Two let the uploads of the next shard overlap the prompts of this one."""
+
+
+class OutputConfig(Section):
+    """Where the tables go."""
+
+    uri: Annotated[str, Field(min_length=1)]
+    """A folder or s3://bucket/prefix; many runs share one."""
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        return _check_scheme(uri, "a folder or s3://bucket/prefix")
+
+
+class RunConfig(Section):
+    """Everything a run needs to know, except secrets."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    """Part of the run id: lower-case letters, digits, `.`, `_` and `-`."""
+    source: SourceConfig
+    image: ImageConfig = ImageConfig()
+    model: ModelConfig = ModelConfig()
+    prompts: Annotated[tuple[PromptConfig, ...], Field(min_length=1, strict=False)]
+    limits: LimitsConfig = LimitsConfig()
+    retry: RetryConfig = RetryConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    output: OutputConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [prompt.name for prompt in self.prompts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"prompts: two are named {name!r}; each needs a name of its own")
+        if _overlaps(self.source.uri, self.output.uri):
+            raise ValueError(
+                f"output.uri: {self.output.uri!r} lies in source.uri {self.source.uri!r}; "
+                "the tables need a place outside the images"
+            )
+        return self
+
+
+def load_config(path: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a YAML file, apply `changes` (dotted key path -> value), and validate.
+
+    Raises `ConfigError` with one sentence that names the file, the full key path, the value and what is allowed.
+    """
+    values = read_yaml(path)
+    for key_path, value in (changes or {}).items():
+        _set_value(values, key_path, value)
+    return make_config(values, origin=str(path))
+
+
+def make_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
+    """Validate a plain mapping. Raises `ConfigError` as `load_config` does."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        # `from None`: the cause repeats every value at length
+        raise ConfigError(f"{origin}: {_sentence(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping: at most 4 MiB, plain types only, no key twice, no aliases."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    return parse_yaml(text, origin=str(path))
+
+
+def parse_yaml(text: str, *, origin: str = "config") -> dict[str, Any]:
+    """Parse the text of a configuration into plain values. Raises `ConfigError`."""
+    try:
+        values = yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ConfigError(f"{origin}: {error.problem}{line}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin}: is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: should be a mapping of keys to values, with name, source, prompts and output")
+    return values
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration, defaults filled in, as YAML that `load_config` reads back to an equal one."""
+    values = config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_digest(config: RunConfig) -> str:
+    """Eight hex digits that are equal for configs that ask the same about the same images into the same place.
+
+    Limits, retries and the cut into shards do not count: whoever raises the budget of a stopped run wants to go on.
+    """
+    asked = config.model_dump(mode="json", exclude={"limits", "retry", "execution"})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, and aliases (which let ten lines unfold to gigabytes)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"the key {key_node.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _set_value(values: dict[str, Any], key_path: str, value: Any) -> None:
+    *parents, last = re.sub(r"\[(\d+)\]", r".\1", key_path).split(".")
+    place: Any = values
+    for key in parents:
+        place = _step_into(place, key, key_path)
+    if isinstance(place, list):
+        place[_position(place, last, key_path)] = value
+    else:
+        place[last] = value
+
+
+def _step_into(place: Any, key: str, key_path: str) -> Any:
+    child = place[_position(place, key, key_path)] if isinstance(place, list) else place.setdefault(key, {})
+    if child is None:
+        child = place[key] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {key_path}: {key} is a value, not a section")
+    return child
+
+
+def _position(place: Sequence[Any], key: str, key_path: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise ConfigError(f"--set {key_path}: {key!r} should be a position from 0 to {len(place) - 1}")
+    return int(key)
+
+
+def _sentence(error: ValidationError) -> str:
+    found = error.errors(include_url=False)
+    # "prompts: too short" only repeats that its one item is wrong
+    details = [outer for outer in found if not any(_is_inside(inner["loc"], outer["loc"]) for inner in found)]
+    # an unknown key explains a missing one beside it, so it comes first
+    first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return _explain(first) + more
+
+
+def _is_inside(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
+    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)
+
+
+def _explain(detail: ErrorDetails) -> str:
+    loc = detail["loc"]
+    path = _key_path(loc)
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_nearest(loc)}"
+    if detail["type"] == "missing":
+        return f"{path}: missing"
+    message = re.sub(r"^(Value error, |Input )", "", detail["msg"])
+    if detail["type"] == "model_type":
+        return f"{path}: {_short(detail['input'])}: should be a mapping of keys to values"
+    if not path or isinstance(detail["input"], dict):
+        return f"{path}: {message}".lstrip(": ")
+    return f"{path}: {_short(detail['input'])}: {message}"
+
+
+def _key_path(loc: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _nearest(loc: Sequence[int | str]) -> str:
+    """For a typo: the key of the same section that is most like it, or of any section that has just this key."""
+    *parents, wrong = loc
+    section = _section_at(parents)
+    allowed = list(section.model_fields) if section else []
+    for candidate in difflib.get_close_matches(str(wrong), allowed, n=1, cutoff=0.6):
+        return f"; did you mean {_key_path([*parents, candidate])}?"
+    for path in _all_key_paths(RunConfig, ""):
+        if path.rsplit(".", 1)[-1] == str(wrong):
+            return f"; did you mean {path}?"
+    return f"; allowed: {', '.join(allowed)}"
+
+
+def _section_at(loc: Sequence[int | str]) -> type[Section] | None:
+    section: type[Section] = RunConfig
+    for part in loc:
+        if isinstance(part, str):
+            inner = _inner_section(section, part)
+            if inner is None:
+                return None
+            section = inner
+    return section
+
+
+def _inner_section(section: type[Section], name: str) -> type[Section] | None:
+    if section is RunConfig and name == "prompts":
+        return PromptConfig
+    field = section.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _all_key_paths(section: type[Section], prefix: str) -> Iterator[str]:
+    for name in section.model_fields:
+        inner = _inner_section(section, name)
+        yield f"{prefix}{name}"
+        if inner:
+            yield from _all_key_paths(inner, f"{prefix}{name}.")
+
+
+def _check_scheme(uri: str, allowed: str) -> str:
+    scheme = uri.split("://", 1)[0].lower() if "://" in uri else "file"
+    if scheme not in ("file", "s3"):
+        raise ValueError(f"should be {allowed}")
+    if scheme == "s3" and not urlsplit(uri).netloc:
+        raise ValueError("should name a bucket after s3://")
+    if "\0" in uri:
+        raise ValueError("should hold no NUL character")
+    return uri
+
+
+def _overlaps(source_uri: str, output_uri: str) -> bool:
+    """Whether any of the folders that a run writes is the source or lies in it."""
+    source = _place(source_uri)
+    output = _place(output_uri)
+    written = [output, *((*output, folder) for folder in ("images", "responses", "annotations", "runs"))]
+    return any(place[: len(source)] == source for place in written)
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    if uri.lower().startswith("s3://"):
+        return ("s3:", *(part for part in uri[5:].split("/") if part))
+    return ("file:", *(part for part in os.path.realpath(uri.removeprefix("file://")).split("/") if part))
