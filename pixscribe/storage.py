@@ -1,0 +1,304 @@
+"""Folders and buckets, behind one interface: nothing above this file knows which it is.
+
+A *key* is a relative path with `/`, of plain ASCII: the names that runs give their files. What a source holds is never
+addressed by key but by its exact, percent-encoded URI.
+"""
+
+import builtins
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote, unquote, unquote_to_bytes
+from uuid import uuid4
+
+import pyarrow.fs as pafs
+
+from pixscribe.errors import DecodeError, OutputError, ReadError
+from pixscribe.types import ImageRef
+
+MAX_IMAGE_BYTES = 512 * 1024 * 1024
+"""A larger file is no image that a model would be asked about, and one that has to fit into memory."""
+
+
+class Storage(ABC):
+    """One place: a folder or a prefix in a bucket. What the place refuses comes out as `OutputError`."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+
+    @abstractmethod
+    def walk(self) -> Iterator[ImageRef]:
+        """Every file below, ordered by the bytes of its name. Links to folders are not followed.
+
+        Raises FileNotFoundError if the place does not exist, OSError if it cannot be listed.
+        """
+
+    @abstractmethod
+    def create(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write into, which appears under `key` whole, when the context ends, or not at all."""
+
+    @abstractmethod
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """The file under `key`, to read at random. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is a file under `key`."""
+
+    @abstractmethod
+    def list(self, folder: str) -> builtins.list[str]:
+        """The names directly below `folder`, sorted; empty if there is no such folder."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the file under `key`, if there is one."""
+
+    def read(self, key: str) -> bytes:
+        """The content of `key`. Raises FileNotFoundError."""
+        with self.open(key) as file:
+            return file.read()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write `key`, whole or not at all."""
+        with self.create(key) as file:
+            file.write(data)
+
+    def probe(self) -> None:
+        """Fail now, with one sentence, if nothing could be written here later."""
+        key = f"runs/.probe-{uuid4().hex}"
+        self.write(key, b"pixscribe")
+        self.delete(key)
+
+    def uri_of(self, key: str) -> str:
+        """The URI of `key`, for people and for run.json."""
+        return f"{self.uri}/{key}"
+
+
+def open_storage(uri: str) -> Storage:
+    """The place that a URI of the configuration names: `s3://bucket/prefix`, or a folder with or without `file://`."""
+    if uri.lower().startswith("s3://"):
+        return Bucket(uri)
+    return Folder(uri)
+
+
+def read_image(uri: str) -> bytes:
+    """The bytes behind an exact URI of the manifest, read once and in one go.
+
+    Raises `ReadError` when they cannot be had or change while they are read, `DecodeError` (too_large) above 512 MiB.
+    """
+    try:
+        return _read_object(uri) if uri.startswith("s3://") else _read_file(_local_path(uri))
+    except OSError as error:
+        raise ReadError(f"cannot be read: {_reason(error)}") from error
+
+
+class Folder(Storage):
+    """A directory of this machine."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.root = Path(uri.removeprefix("file://")).absolute()
+
+    def walk(self) -> Iterator[ImageRef]:
+        root = os.fsencode(self.root)
+        yield from _walk_folder(root, b"", os.path.realpath(root))
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[BinaryIO]:
+        path = self.root / key
+        # no reader of the tables takes a name with a leading dot and this ending for a part
+        beside = path.parent / f".{path.name}.{uuid4().hex[:12]}.tmp"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        with (self.root / key).open("rb") as file:
+            yield file
+
+    def exists(self, key: str) -> bool:
+        return (self.root / key).is_file()
+
+    def list(self, folder: str) -> builtins.list[str]:
+        try:
+            return sorted(entry.name for entry in (self.root / folder).iterdir() if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OutputError(f"{self.root / folder}: cannot be listed: {_reason(error)}") from error
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+
+class Bucket(Storage):
+    """A prefix in an S3 bucket, with the credentials and endpoint of the usual AWS environment variables."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__("s3://" + uri[5:])
+        self.root = self.uri[5:]
+
+    def walk(self) -> Iterator[ImageRef]:
+        selector = pafs.FileSelector(self.root, recursive=True)
+        files = [info for info in _s3(self.root).get_file_info(selector) if info.type == pafs.FileType.File]
+        for info in sorted(files, key=lambda info: info.path):
+            yield ImageRef(info.path[len(self.root) + 1 :], _object_uri(info.path), info.size)
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[BinaryIO]:
+        try:
+            stream = _s3(self.root).open_output_stream(self._path(key))
+            yield cast(BinaryIO, stream)
+            # not closed when the block above raised: an upload that is not completed leaves nothing to see
+            stream.close()
+        except OSError as error:
+            raise OutputError(f"{self.uri_of(key)}: cannot be written: {_reason(error)}") from error
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        with _s3(self.root).open_input_file(self._path(key)) as file:
+            yield cast(BinaryIO, file)
+
+    def exists(self, key: str) -> bool:
+        return bool(_s3(self.root).get_file_info(self._path(key)).type == pafs.FileType.File)
+
+    def list(self, folder: str) -> builtins.list[str]:
+        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
+        try:
+            return sorted(info.base_name for info in _s3(self.root).get_file_info(selector))
+        except OSError as error:
+            raise OutputError(f"{self.uri_of(folder)}: cannot be listed: {_reason(error)}") from error
+
+    def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            _s3(self.root).delete_file(self._path(key))
+
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+
+def _walk_folder(folder: bytes, prefix: bytes, root: bytes) -> Iterator[ImageRef]:
+    try:
+        with os.scandir(folder) as entries:
+            # a folder sorts as its name with a slash, which makes the order that of the whole relative names
+            names = sorted(entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"") for entry in entries)
+    except OSError as error:
+        if not prefix:
+            raise
+        yield ImageRef(_display(prefix), _file_uri(folder), None, f"folder cannot be listed: {_reason(error)}")
+        return
+    for name in names:
+        path = os.path.join(folder, name)  # noqa: PTH118 (pathlib knows no bytes)
+        if name.endswith(b"/"):
+            yield from _walk_folder(path, prefix + name, root)
+        else:
+            yield from _look_at_file(path, prefix + name, root)
+
+
+def _look_at_file(path: bytes, relative: bytes, root: bytes) -> Iterator[ImageRef]:
+    """One reference, with `error` for what cannot be an image, or none for a link to a folder."""
+    name, uri = _display(relative), _file_uri(path)
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        yield ImageRef(name, uri, None, f"dangling link or unreadable entry: {_reason(error)}")
+        return
+    if stat.S_ISDIR(status.st_mode):
+        return
+    if not stat.S_ISREG(status.st_mode):
+        yield ImageRef(name, uri, None, "is no regular file (a pipe, socket or device)")
+    elif os.path.islink(path) and not _is_below(os.path.realpath(path), root):  # noqa: PTH114
+        yield ImageRef(name, uri, None, "is a link that leads out of the source")
+    else:
+        yield ImageRef(name, uri, status.st_size)
+
+
+def _is_below(path: bytes, root: bytes) -> bool:
+    return path.startswith(root.rstrip(b"/") + b"/")
+
+
+def _display(relative: bytes) -> str:
+    return relative.decode("utf-8", "backslashreplace")
+
+
+def _file_uri(path: bytes) -> str:
+    return "file://" + quote(path, safe="/")
+
+
+def _object_uri(path: str) -> str:
+    return "s3://" + quote(path, safe="/")
+
+
+def _local_path(uri: str) -> bytes:
+    return unquote_to_bytes(uri.removeprefix("file://"))
+
+
+def _read_file(path: bytes) -> bytes:
+    # without O_NONBLOCK, a pipe that took the file's place since the scan would hang the run
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise ReadError("is no regular file any more")
+        _check_size(before.st_size)
+        data = file.readall()
+        after = os.fstat(descriptor)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        raise ReadError("changed while it was read", code="changed_during_run")
+    return data
+
+
+def _read_object(uri: str) -> bytes:
+    path = unquote(uri[5:])
+    with _s3(path).open_input_file(path) as file:
+        _check_size(file.size())
+        return cast(bytes, file.read())
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_IMAGE_BYTES:
+        raise DecodeError(f"{size_bytes} bytes exceed the {MAX_IMAGE_BYTES} that are read", code="too_large")
+
+
+def _s3(path: str) -> pafs.S3FileSystem:
+    return _bucket_filesystem(path.partition("/")[0])
+
+
+@lru_cache(maxsize=16)
+def _bucket_filesystem(bucket: str) -> pafs.S3FileSystem:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {"endpoint_override": endpoint} if endpoint else {}
+    if not region:
+        region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(region=region, **options)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the system lets folders be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

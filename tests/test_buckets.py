@@ -1,0 +1,104 @@
+"""Source and output in a bucket, on a real S3 server."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from pixscribe.errors import ConfigError, OutputError
+from pixscribe.storage import _bucket_filesystem, open_storage
+from tests.conftest import SAMPLES, MakeConfig, annotate
+
+
+@pytest.fixture(scope="module")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    server = Path(sys.executable).with_name("moto_server")
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as file, subprocess.Popen([server, "-H", "127.0.0.1", "-p", "0"], stderr=file) as process:
+        try:
+            yield _port_from(log)
+        finally:
+            process.terminate()
+
+
+def _port_from(log: Path) -> int:
+    for _ in range(600):
+        for line in log.read_text().splitlines():
+            if "Running on http://127.0.0.1:" in line:
+                return int(line.rsplit(":", 1)[1])
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[pafs.S3FileSystem]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
+    _bucket_filesystem.cache_clear()
+    filesystem = pafs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{s3_port}", region="us-east-1", allow_bucket_creation=True
+    )
+    filesystem.create_dir("images")
+    filesystem.create_dir("tables")
+    yield filesystem
+    _bucket_filesystem.cache_clear()
+
+
+def put(filesystem: pafs.S3FileSystem, key: str, data: bytes) -> None:
+    with filesystem.open_output_stream(key) as stream:
+        stream.write(data)
+
+
+async def test_a_bucket_gives_the_same_tables_as_a_folder(make: MakeConfig, bucket: pafs.S3FileSystem, tmp_path: Path):
+    for path in SAMPLES.rglob("*"):
+        if path.is_file():
+            put(bucket, f"images/set 1/{path.relative_to(SAMPLES)}", path.read_bytes())
+    local = await annotate(make(), run_id="r")
+    config = make(source={"uri": "s3://images/set 1/"}, output={"uri": "s3://tables/runs"})
+    remote = await annotate(config, run_id="r")
+    assert remote.totals.images == local.totals.images
+    for table in ("images", "annotations"):
+        there = pq.read_table(f"tables/runs/{table}", filesystem=bucket)
+        here = pq.read_table(tmp_path / "out" / table)
+        drop = ["uri"] if table == "images" else []
+        assert there.drop_columns(drop).equals(here.drop_columns(drop))
+
+
+async def test_hard_names_in_a_bucket_come_back_exactly(make: MakeConfig, bucket: pafs.S3FileSystem):
+    data = next(SAMPLES.rglob("*.png")).read_bytes()
+    names = ["a b.png", "100%25.png", "#1?.png", "\u00e9.png", "dt=1/z.png", "😀.png"]
+    for name in names:
+        put(bucket, f"images/hard/{name}", data)
+    config = make(source={"uri": "s3://images/hard"}, output={"uri": "s3://tables/hard"})
+    summary = await annotate(config)
+    assert summary.is_all_ok
+    images = pq.read_table("tables/hard/images", filesystem=bucket).to_pandas()
+    assert sorted(images.file_name) == sorted(names)
+    assert set(images.image_id) == {hashlib.sha256(data).hexdigest()}
+
+
+async def test_a_bucket_that_is_not_there_is_one_sentence(make: MakeConfig, bucket: pafs.S3FileSystem):
+    with pytest.raises(ConfigError, match=r"source\.uri: 's3://none/x'"):
+        await annotate(make(source={"uri": "s3://none/x"}))
+    with pytest.raises(OutputError, match=r"s3://none/out/.*cannot be written"):
+        await annotate(make(output={"uri": "s3://none/out"}))
+
+
+def test_a_key_can_be_written_listed_read_and_deleted(bucket: pafs.S3FileSystem):
+    storage = open_storage("s3://tables/keys")
+    storage.write("runs/a/run.json", b"{}")
+    assert (storage.list("runs"), storage.exists("runs/a/run.json"), storage.read("runs/a/run.json")) == (
+        ["a"],
+        True,
+        b"{}",
+    )
+    storage.delete("runs/a/run.json")
+    assert not storage.exists("runs/a/run.json")
+    assert storage.list("nothing/here") == []
