@@ -1,0 +1,478 @@
+"""The Gemini API over HTTP: one function is one attempt, and what comes back is a noun or an error of ours.
+
+Nothing here waits, repeats or counts: the retry policy and the limiter are values that the caller puts around a call.
+Source: Gemini API documentation, "Interactions", "Files" and "Troubleshooting", read 2026-11.
+"""
+
+import asyncio
+import base64
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+import httpx_aiohttp
+import orjson
+
+from pixscribe.errors import (
+    ApiError,
+    AuthenticationError,
+    Blocked,
+    FileConflict,
+    ModelUnknown,
+    PermissionRefused,
+    QuotaExhausted,
+    RateLimited,
+    RequestRefused,
+    ServerUnavailable,
+    UploadError,
+)
+
+CHUNK_BYTES = 8 * 1024 * 1024
+"""The granularity of resumable uploads: every chunk but the last is a multiple of it."""
+SLICE_BYTES = 256 * 1024
+MAX_REPLY_BYTES = 32 * 1024 * 1024
+"""No answer is larger: 65,536 output tokens are far below one megabyte."""
+BLOCKED_CODES = frozenset(
+    (
+        *("content_blocked", "safety", "recitation", "language", "prohibited_content", "spii", "blocklist"),
+        *("image_safety", "image_prohibited_content", "image_recitation", "image_other"),
+    )
+)
+STATUS_RETRIED = frozenset((408, 409, 499))
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An object of the Files API. `name` is `files/<id>`, `sha256` the hex digest that the service computed."""
+
+    name: str
+    uri: str
+    mime_type: str
+    size_bytes: int
+    sha256: str
+    state: str
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image inside a question: exactly one of `uri` (Files API or public https) and `data` (the bytes)."""
+
+    mime_type: str
+    uri: str | None = None
+    data: bytes | None = None
+    resolution: str | None = None
+
+    def as_content(self) -> dict[str, str]:
+        """The content object of the Interactions API."""
+        content = {"type": "image", "mime_type": self.mime_type}
+        if self.uri is not None:
+            content["uri"] = self.uri
+        else:
+            content["data"] = base64.b64encode(self.data or b"").decode("ascii")
+        if self.resolution is not None:
+            content["resolution"] = self.resolution
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an answer was billed for; thought tokens are billed as output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thought_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.thought_tokens + other.thought_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """What the model said. `incomplete` means that it was cut off, whatever the text looks like."""
+
+    text: str
+    incomplete: bool
+    model: str
+    usage: Usage
+
+
+class GeminiClient:
+    """The Files and Interactions calls of one project, over one `httpx.AsyncClient`.
+
+    `timeout_s` bounds a whole attempt, so that an answer that drips in byte by byte ends too.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, *, base_url: str, api_key: str, timeout_s: float) -> None:
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+        self._key = {"x-goog-api-key": api_key}
+        self._timeout_s = timeout_s
+
+    async def create_interaction(self, body: bytes) -> Interaction:
+        """Ask the model once. `body` comes from `interaction_body`.
+
+        Raises `Blocked`, `RequestRefused`, `PermissionRefused` (a file that is gone, or a key without rights),
+        `RateLimited`, `ServerUnavailable`; `AuthenticationError`, `ModelUnknown` and `QuotaExhausted` stop the run.
+        """
+        headers = {**self._key, "content-type": "application/json"}
+        reply = await self._send("POST", f"{self._base_url}/v1beta/interactions", headers, body)
+        if reply.status == 404:
+            raise ModelUnknown(f"model.name: the service does not know the model: {_error_of(reply).message}")
+        return _read_interaction(_json_of(reply))
+
+    async def start_upload(self, *, name: str, size_bytes: int, mime_type: str, display_name: str | None) -> str:
+        """Announce a file called `files/<name>`; returns the URL for its bytes, which needs no key."""
+        file = {"name": f"files/{name}", "mime_type": mime_type, "size_bytes": size_bytes}
+        if display_name:
+            file["display_name"] = display_name
+        headers = {
+            **self._key,
+            "content-type": "application/json",
+            "x-goog-upload-protocol": "resumable",
+            "x-goog-upload-command": "start",
+            "x-goog-upload-header-content-length": str(size_bytes),
+            "x-goog-upload-header-content-type": mime_type,
+        }
+        url = f"{self._base_url}/upload/v1beta/files"
+        reply = _ok(await self._send("POST", url, headers, orjson.dumps({"file": file})))
+        upload_url: str | None = reply.headers.get("x-goog-upload-url")
+        if not upload_url:
+            raise ServerUnavailable("the start of an upload was answered without an upload URL", status=reply.status)
+        return upload_url
+
+    async def send_bytes(self, upload_url: str, data: bytes | memoryview, *, offset: int, last: bool) -> File | None:
+        """Send one chunk; the last one returns the finished file. Raises `FileConflict` if the name is taken."""
+        headers = {
+            "x-goog-upload-command": "upload, finalize" if last else "upload",
+            "x-goog-upload-offset": str(offset),
+        }
+        reply = await self._send("POST", upload_url, headers, bytes(data))
+        if reply.status == 409:
+            raise FileConflict(f"the file exists already: {_error_of(reply).message}", status=409)
+        if reply.status in (404, 410):
+            raise ServerUnavailable("the upload session is gone", status=reply.status)
+        _ok(reply)
+        return _read_file(_json_of(reply).get("file")) if last else None
+
+    async def get_file(self, name: str) -> File:
+        """The file `files/<name>`. Raises `PermissionRefused` if there is none: the service has no 404 for files."""
+        reply = await self._send("GET", f"{self._base_url}/v1beta/files/{name}", self._key)
+        return _read_file(_json_of(reply))
+
+    async def list_files(self) -> AsyncIterator[File]:
+        """Every file of the project, in pages of 100."""
+        token = ""
+        while True:
+            url = f"{self._base_url}/v1beta/files?pageSize=100" + (f"&pageToken={token}" if token else "")
+            page = _json_of(await self._send("GET", url, self._key))
+            for file in page.get("files", []):
+                yield _read_file(file)
+            token = page.get("nextPageToken", "")
+            if not token:
+                return
+
+    async def delete_file(self, name: str) -> None:
+        """Delete `files/<name>`."""
+        _ok(await self._send("DELETE", f"{self._base_url}/v1beta/files/{name}", self._key))
+
+    async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None) -> "_Reply":
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(method, url, headers, content)
+        except TimeoutError as error:
+            raise ServerUnavailable(f"no complete answer within {self._timeout_s:g} s", code="timeout") from error
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            raise _network_error(error) from error
+
+    async def _exchange(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> "_Reply":
+        body_headers = {**headers, "content-length": str(len(content))} if content else dict(headers)
+        slices = _slices(content) if content else None
+        async with self._http.stream(method, url, headers=body_headers, content=slices) as response:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_REPLY_BYTES:
+                    raise ServerUnavailable(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
+        return _Reply(response.status_code, response.headers, bytes(body))
+
+
+def open_http(*, concurrency: int) -> httpx.AsyncClient:
+    """The HTTP client of a process; to be made and closed on the loop that uses it."""
+    transport = httpx_aiohttp.AiohttpTransport(
+        client=lambda: aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=concurrency, ttl_dns_cache=300, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
+    )
+    # answers are small beside images, and inflating them is the one way they could grow without bound
+    headers = {"accept-encoding": "identity", "user-agent": "pixscribe"}
+    timeout = httpx.Timeout(None, connect=30)
+    return httpx.AsyncClient(transport=transport, headers=headers, timeout=timeout, follow_redirects=False)
+
+
+async def upload_file(client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> File:
+    """Upload in chunks, once, without retries; a name that is taken is answered with the file that has it.
+
+    Names come from the content, so "taken" means "already there". Raises `UploadError` if the service holds other bytes
+    under that name, besides what the single calls raise.
+    """
+    url = await client.start_upload(name=name, size_bytes=len(data), mime_type=mime_type, display_name=display_name)
+    try:
+        return await _send_chunks(client, url, data)
+    except FileConflict:
+        return await client.get_file(name)
+
+
+async def _send_chunks(client: GeminiClient, url: str, data: bytes) -> File:
+    view = memoryview(data)
+    last_offset = max(0, (len(data) - 1) // CHUNK_BYTES * CHUNK_BYTES)
+    for offset in range(0, last_offset, CHUNK_BYTES):
+        await client.send_bytes(url, view[offset : offset + CHUNK_BYTES], offset=offset, last=False)
+    file = await client.send_bytes(url, view[last_offset:], offset=last_offset, last=True)
+    if file is None:
+        raise UploadError("the upload was not finished")
+    return file
+
+
+def interaction_body(
+    *,
+    model: str,
+    text: str,
+    images: Sequence[ImagePart],
+    schema: Mapping[str, Any] | None,
+    generation_config: Mapping[str, Any],
+    service_tier: Literal["standard", "flex", "priority"] = "standard",
+) -> bytes:
+    """The JSON of a question: text before the images (as the image guide advises), stored nowhere."""
+    body: dict[str, Any] = {
+        "model": model,
+        "input": [{"type": "text", "text": text}, *(image.as_content() for image in images)],
+        "generation_config": {key: value for key, value in generation_config.items() if value is not None},
+        "store": False,
+    }
+    if schema is not None:
+        body["response_format"] = {"type": "text", "mime_type": "application/json", "schema": schema}
+    if service_tier != "standard":
+        body["service_tier"] = service_tier
+    return orjson.dumps(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _ErrorBody:
+    """Both forms of an error: `code` is a snake_case string (Interactions) or the google.rpc status name."""
+
+    code: str
+    message: str
+    details: tuple[Mapping[str, Any], ...] = ()
+
+
+async def _slices(content: bytes) -> AsyncIterator[bytes]:
+    """A large body in pieces, so that writing it leaves the loop to others in between."""
+    for start in range(0, len(content), SLICE_BYTES):
+        yield content[start : start + SLICE_BYTES]
+
+
+def _network_error(error: Exception) -> ServerUnavailable:
+    # the transport calls every broken connection a ConnectTimeout: what it was stands in the cause
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    is_timeout = isinstance(cause, TimeoutError | httpx.TimeoutException)
+    # some of these have no text at all, hence the type
+    text = f"{type(cause).__name__}: {cause}".rstrip(": ")
+    return ServerUnavailable(text, code="timeout" if is_timeout else "network_error")
+
+
+def _ok(reply: _Reply) -> _Reply:
+    if reply.status != 200:
+        raise _error_from(reply)
+    return reply
+
+
+def _json_of(reply: _Reply) -> dict[str, Any]:
+    _ok(reply)
+    try:
+        value = orjson.loads(reply.body)
+    except orjson.JSONDecodeError as error:
+        raise ServerUnavailable("the service answered 200 with something that is not JSON", status=200) from error
+    if not isinstance(value, dict):
+        raise ServerUnavailable("the service answered 200 with JSON that is no object", status=200)
+    return value
+
+
+def _read_interaction(body: Mapping[str, Any]) -> Interaction:
+    status = body.get("status", "completed")
+    failures = [item for item in body.get("errors") or () if isinstance(item, dict)]
+    if status in ("failed", "cancelled") or (failures and status != "completed"):
+        raise _failure(failures, status)
+    usage = body.get("usage") or {}
+    return Interaction(
+        text=_text_of(body.get("steps") or ()),
+        incomplete=status != "completed",
+        model=str(body.get("model", "")),
+        usage=Usage(*(_count(usage.get(f"total_{kind}_tokens")) for kind in ("input", "output", "thought"))),
+    )
+
+
+def _failure(failures: Sequence[Mapping[str, Any]], status: str) -> ApiError:
+    for failure in failures:
+        message = f"{failure.get('code')}: {failure.get('message')}"
+        if failure.get("code") in BLOCKED_CODES:
+            return Blocked(message, status=200)
+        return ServerUnavailable(message, status=200)
+    return ServerUnavailable(f"the interaction ended as {status} without a reason", status=200)
+
+
+def _text_of(steps: Sequence[Any]) -> str:
+    """The trailing run of text blocks over model_output steps: thoughts are skipped, any other step ends the run."""
+    texts: list[str] = []
+    for step in steps:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "model_output":
+            blocks = [block for block in step.get("content") or () if isinstance(block, dict)]
+            texts += [str(block.get("text") or "") for block in blocks if block.get("type") == "text"]
+        elif kind != "thought":
+            texts.clear()
+    return "".join(texts)
+
+
+def _read_file(value: Any) -> File:
+    if not isinstance(value, dict) or not value.get("name") or not value.get("uri"):
+        raise UploadError("the Files API described a file without its name or uri")
+    return File(
+        name=str(value["name"]).removeprefix("files/"),
+        uri=str(value["uri"]),
+        mime_type=str(value.get("mimeType", "")),
+        size_bytes=_count(value.get("sizeBytes")),
+        sha256=_hex_digest(str(value.get("sha256Hash", ""))),
+        state=str(value.get("state", "ACTIVE")),
+        expires_at=_parse_time(value.get("expirationTime")),
+    )
+
+
+def _hex_digest(encoded: str) -> str:
+    """`sha256Hash` is base64 of the hex digest, not of the 32 bytes; both are understood."""
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        return encoded
+    return raw.hex() if len(raw) == 32 else raw.decode("ascii", "replace")
+
+
+def _parse_time(value: Any) -> datetime | None:
+    # 0 to 9 fraction digits; datetime takes 6
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z", str(value))
+    return datetime.fromisoformat(match[1] + (match[2] or "")[:7]).replace(tzinfo=UTC) if match else None
+
+
+def _count(value: Any) -> int:
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _error_from(reply: _Reply) -> Exception:
+    error = _error_of(reply)
+    said = f"HTTP {reply.status} {error.code}: {error.message}"
+    if reply.status in (401, 402) or _reason_of(error) == "API_KEY_INVALID":
+        return AuthenticationError(f"GEMINI_API_KEY is refused ({said})")
+    if reply.status == 403:
+        return PermissionRefused(said, status=403)
+    if reply.status == 429:
+        return _quota_error(reply, error, said)
+    if reply.status in STATUS_RETRIED or reply.status >= 500:
+        return ServerUnavailable(said, status=reply.status, retry_after_s=_retry_after_s(reply, error))
+    if error.code in BLOCKED_CODES:
+        return Blocked(said, status=reply.status)
+    if 300 <= reply.status < 400:
+        host = urlsplit(reply.headers.get("location", "")).hostname
+        return RequestRefused(f"HTTP {reply.status}: a redirect to {host} is not followed", status=reply.status)
+    return RequestRefused(said, status=reply.status)
+
+
+def _quota_error(reply: _Reply, error: _ErrorBody, said: str) -> Exception:
+    quota_ids = [
+        str(violation.get("quotaId", ""))
+        for detail in _details(error, "QuotaFailure")
+        for violation in detail.get("violations") or ()
+    ]
+    if error.code == "quota_exceeded" or any("PerDay" in quota_id for quota_id in quota_ids):
+        return QuotaExhausted(f"the daily quota is used up ({said})")
+    return RateLimited(said, status=429, retry_after_s=_retry_after_s(reply, error))
+
+
+def _error_of(reply: _Reply) -> _ErrorBody:
+    try:
+        value = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        return _ErrorBody("", reply.body[:200].decode("utf-8", "replace"))
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        return _ErrorBody("", reply.body[:200].decode("utf-8", "replace"))
+    code = error.get("code")
+    details = tuple(detail for detail in error.get("details") or () if isinstance(detail, dict))
+    name = code if isinstance(code, str) else str(error.get("status") or "")
+    return _ErrorBody(name, str(error.get("message", ""))[:500], details)
+
+
+def _details(error: _ErrorBody, kind: str) -> list[Mapping[str, Any]]:
+    return [detail for detail in error.details if str(detail.get("@type", "")).endswith(f".{kind}")]
+
+
+def _reason_of(error: _ErrorBody) -> str:
+    return next((str(detail.get("reason", "")) for detail in _details(error, "ErrorInfo")), "")
+
+
+def _retry_after_s(reply: _Reply, error: _ErrorBody) -> float | None:
+    """The delay that was asked for: header, RetryInfo, or, for answers that have neither, the message's own words."""
+    for seconds in (_header_delay_s(reply.headers), _retry_info_s(error), _worded_delay_s(error.message)):
+        if seconds is not None:
+            return max(0.0, seconds)
+    return None
+
+
+def _header_delay_s(headers: httpx.Headers) -> float | None:
+    if milliseconds := _number(headers.get("retry-after-ms", "")):
+        return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    if (seconds := _number(value)) is not None:
+        return seconds
+    try:
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+def _retry_info_s(error: _ErrorBody) -> float | None:
+    delays = [str(detail.get("retryDelay", "")) for detail in _details(error, "RetryInfo")]
+    return next((_number(delay.removesuffix("s")) for delay in delays), None)
+
+
+def _worded_delay_s(message: str) -> float | None:
+    match = re.search(r"retry in ((?:[\d.]+h)?(?:[\d.]+m(?!s))?(?:[\d.]+s)?)", message)
+    parts = re.findall(r"([\d.]+)([hms])", match[1]) if match else []
+    return sum(float(value) * {"h": 3600, "m": 60, "s": 1}[unit] for value, unit in parts) if parts else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text.strip()) else None

@@ -1,0 +1,77 @@
+"""When to ask again: one policy, around one attempt."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import tenacity
+
+from pixscribe.config import RetryConfig
+from pixscribe.errors import AnswerError, ApiError, RateLimited, ServerUnavailable
+from pixscribe.limits import Sleep
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`max_attempts` in all, of which `max_answers` may end in an unusable answer (each of those is billed).
+
+    Between attempts: what the service asked for, else full jitter over an exponential wait; never above `max_wait_s`.
+    """
+
+    max_attempts: int = 6
+    max_wait_s: float = 60.0
+    max_answers: int = 2
+    sleep: Sleep = asyncio.sleep
+    on_retry: Callable[[], None] = lambda: None
+    jitter: tenacity.wait.wait_base = field(default_factory=lambda: tenacity.wait_random_exponential(multiplier=1))
+
+    @classmethod
+    def from_config(cls, retry: RetryConfig, on_retry: Callable[[], None]) -> "RetryPolicy":
+        """The policy that a config describes; `on_retry` is called before every wait."""
+        return cls(max_attempts=retry.max_attempts, max_wait_s=retry.max_wait_s, on_retry=on_retry)
+
+    async def call(self, attempt: Callable[[int], Awaitable[T]]) -> T:
+        """Await `attempt(n)`, n = 1, 2, …, until it returns or is given up; the error's `attempts` says how often."""
+        answers = 0
+
+        def is_worth_it(state: tenacity.RetryCallState) -> bool:
+            nonlocal answers
+            error = state.outcome.exception() if state.outcome else None
+            answers += isinstance(error, AnswerError)
+            if isinstance(error, ApiError):
+                error.attempts = state.attempt_number
+            return isinstance(error, RateLimited | ServerUnavailable | AnswerError) and answers < self.max_answers
+
+        retrying = tenacity.AsyncRetrying(
+            retry=is_worth_it,
+            wait=self._wait_s,
+            stop=self._is_over,
+            sleep=self.sleep,
+            before_sleep=self._report,
+            reraise=True,
+        )
+        async for one in retrying:
+            with one:
+                return await attempt(one.retry_state.attempt_number)
+        raise AssertionError("a policy ends by returning or raising")
+
+    def _report(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("attempt %d: %s; again in %.1f s", state.attempt_number, error, state.upcoming_sleep)
+        self.on_retry()
+
+    def _is_over(self, state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number >= self.max_attempts
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked_s = error.retry_after_s if isinstance(error, ApiError) else None
+        if isinstance(error, AnswerError):
+            return 0.0
+        return min(self.max_wait_s, self.jitter(state) if asked_s is None else asked_s)

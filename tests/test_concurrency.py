@@ -1,0 +1,108 @@
+import asyncio
+
+import pytest
+
+from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel, map_in_window
+from pixscribe.engine import Engine
+
+
+async def test_one_failure_cancels_the_others_and_waits_for_their_end():
+    ended: list[str] = []
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cleaned up")
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        await gather_or_cancel([endless(), fails(), endless()])
+    assert ended == ["cleaned up"] * 2
+
+
+async def test_a_window_keeps_its_size_and_the_order_of_results():
+    now = most = 0
+
+    async def square(number: int) -> int:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+        return number * number
+
+    assert await map_in_window(square, range(7), size=2) == [0, 1, 4, 9, 16, 25, 36]
+    assert most == 2
+
+
+async def test_capacity_is_given_out_by_weight_first_come_first_served():
+    capacity = Capacity(10)
+    order: list[str] = []
+
+    async def take(name: str, weight: int) -> None:
+        async with capacity.hold(weight):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(take("a", 6), take("large", 8), take("small", 2))
+    assert order == ["a", "large", "small"]
+
+
+async def test_what_weighs_more_than_everything_gets_everything():
+    capacity = Capacity(10)
+    async with asyncio.timeout(5), capacity.hold(99):
+        waiting = asyncio.ensure_future(capacity.acquire(1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    assert await waiting == 1
+
+
+async def test_who_stops_waiting_gives_up_the_place():
+    capacity = Capacity(1)
+    await capacity.acquire(1)
+    gone = asyncio.ensure_future(capacity.acquire(1))
+    next_one = asyncio.ensure_future(capacity.acquire(1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    capacity.release(1)
+    assert await asyncio.wait_for(next_one, 5) == 1
+
+
+async def test_what_is_being_made_is_made_once():
+    flights = SingleFlight[str]()
+    calls = 0
+
+    async def make() -> str:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return "made"
+
+    results = await asyncio.gather(*(flights.once("key", make) for _ in range(3)))
+    assert (calls, results) == (1, [("made", True), ("made", False), ("made", False)])
+    flights.forget("key")
+    assert await flights.once("key", make) == ("made", True)
+
+
+async def test_the_engine_runs_on_a_loop_of_its_own_and_cancelling_reaches_it():
+    engine = Engine()
+    cancelled: list[bool] = []
+
+    async def wait_for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(asyncio.get_running_loop() is not here)
+            raise
+
+    here = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(engine.run(wait_for_ever()))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert cancelled == [True]
