@@ -1,0 +1,129 @@
+"""Runs the flow in this process, under a Prefect server, with progress, until it ends or is told to stop.
+
+The flow runs on a thread of its own. The main thread keeps the signals (Prefect would otherwise take SIGTERM for itself
+and kill the process with it) and draws the progress.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+from flows.console import ProgressDisplay, say
+from flows.prefect_server import prefect_api
+from pixscribe.config import RunConfig
+from pixscribe.errors import RunError
+from pixscribe.run import RunSummary, Session, check_before
+
+
+class Interrupted(RunError):
+    """Ctrl-C or SIGTERM ended the run before it was complete."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name}; finished shards are kept, run the same command to go on"
+        )
+        self.exit_code = 128 + signal_number
+
+
+def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
+    """Annotate, and return what came of it. Raises `RunError`, `Interrupted` among them."""
+    check_before(config)
+    with prefect_api(say) as server:
+        job = FlowThread(config, run_id, new)
+        if server:
+            server.wait_ready()
+        with ProgressDisplay() as display, _signals_go_to(job):
+            job.start()
+            while not job.has_ended(within_s=0.2):
+                display.update()
+        if server and job.flow_run_id and display.session:
+            server.drain(job.flow_run_id, _task_runs(display.session))
+        return job.result(display.session)
+
+
+class FlowThread:
+    """The flow `annotate` on a thread and an event loop of its own."""
+
+    def __init__(self, config: RunConfig, run_id: str | None, new: bool) -> None:
+        # takes seconds, in which a server of ours can start
+        from flows.annotate import annotate
+
+        self.flow_run_id: UUID | None = None
+        self.signal_number: int | None = None
+        self._flow = annotate.with_options(on_running=[self._remember])
+        self._arguments = (config, run_id, new)
+        self._thread = threading.Thread(target=self._run, name="pixscribe-flow")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._summary: RunSummary | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def has_ended(self, *, within_s: float) -> bool:
+        """Wait so long at most."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def stop(self, signal_number: int) -> None:
+        """Cancel the flow; the second call ends the process at once."""
+        if self.signal_number is not None:
+            os._exit(128 + signal_number)
+        self.signal_number = signal_number
+        say("stopping; once more to stop now")
+        if self._loop and self._task:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def result(self, session: Session | None) -> RunSummary:
+        """The summary, or the error that ended the flow."""
+        if self._summary:
+            return self._summary
+        if session and session.summary:
+            say(f"the tables are complete, but Prefect could not record it ({type(self._error).__name__})")
+            return session.summary
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+        assert self._error is not None
+        raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._summary = asyncio.run(self._annotate())
+        except BaseException as error:
+            self._error = error
+
+    async def _annotate(self) -> RunSummary:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.signal_number is not None:
+            raise asyncio.CancelledError
+        summary: RunSummary = await self._flow(*self._arguments)
+        return summary
+
+    def _remember(self, flow: object, flow_run: Any, state: object) -> None:
+        self.flow_run_id = flow_run.id
+
+
+@contextmanager
+def _signals_go_to(job: FlowThread) -> Iterator[None]:
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        job.stop(signal_number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _task_runs(session: Session) -> int:
+    """How many task runs Prefect should know of: scan and publish, and those of every shard that was written."""
+    return 2 + len(session.tally.shards_written) * (2 + len(session.config.prompts))

@@ -1,0 +1,204 @@
+"""One question about one image: asked, repeated when that can help, understood, and counted."""
+
+import hashlib
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import orjson
+
+from pixscribe.answers import PARSER_VERSION, parse_answer
+from pixscribe.config import ModelConfig
+from pixscribe.errors import AnswerError, ApiError, ImageError, PermissionRefused, RateLimited
+from pixscribe.gemini import GeminiClient, ImagePart, Interaction, Usage, interaction_body
+from pixscribe.limits import Limiter
+from pixscribe.prices import PRICES, estimate_input_tokens
+from pixscribe.progress import Tally
+from pixscribe.prompts import Question
+from pixscribe.retry import RetryPolicy
+from pixscribe.types import ErrorCode, ParsedAnswer, ResponseStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one question about one image: a row of `responses`, except for the image's own columns.
+
+    `usage` and `cost_usd` are sums over all attempts that were billed; `attempts` 0 means that nothing was asked.
+    `parsed` holds what could be used of `text`, also when the answer failed (the complete part of a cut one).
+    """
+
+    status: ResponseStatus
+    request_key: str | None
+    text: str | None = None
+    parsed: ParsedAnswer | None = None
+    error_code: ErrorCode | None = None
+    error: str | None = None
+    model: str | None = None
+    attempts: int = 0
+    latency_ms: int | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
+    asked_at: datetime | None = None
+    reused: bool = False
+    parser_version: str = PARSER_VERSION
+
+    def for_another_name(self) -> "Answer":
+        """The same answer for a duplicate of the image: nothing was asked or paid for it again."""
+        return replace(self, reused=True, attempts=0, latency_ms=None, usage=Usage(), cost_usd=0.0, asked_at=None)
+
+
+def unasked(error: ImageError) -> Answer:
+    """The row of a question that could not be asked, because the image is not ready."""
+    return Answer(status="failed", request_key=None, error_code=error.code, error=str(error))
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What the attempts at one question have come to so far."""
+
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
+    answers: int = 0
+    attempts: int = 0
+    interaction: Interaction | None = None
+    parsed: ParsedAnswer | None = None
+    latency_ms: int | None = None
+    asked_at: datetime | None = None
+
+    def add(self, interaction: Interaction, cost_usd: float | None) -> None:
+        """Book an answer, whether or not it turns out to be usable."""
+        self.interaction, self.parsed = interaction, None
+        self.answers += 1
+        self.usage += interaction.usage
+        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+    def answer(self, request_key: str, error: ApiError | None) -> Answer:
+        """The row: with the last words of the model, also when they were of no use."""
+        repaired = self.parsed is not None and is_repaired(self.parsed)
+        status: ResponseStatus = "failed" if error else "repaired" if repaired else "ok"
+        return Answer(
+            status=status,
+            request_key=request_key,
+            text=self.interaction.text if self.interaction else None,
+            parsed=self.parsed,
+            error_code=error.code if error else None,
+            error=str(error) if error else describe_repairs(self.parsed),
+            model=self.interaction.model if self.interaction else None,
+            attempts=self.attempts,
+            latency_ms=self.latency_ms,
+            usage=self.usage,
+            cost_usd=self.cost_usd,
+            asked_at=self.asked_at,
+        )
+
+
+class Asker:
+    """Asks questions of one model, under one limiter and one policy."""
+
+    def __init__(
+        self, client: GeminiClient, limiter: Limiter, policy: RetryPolicy, model: ModelConfig, tally: Tally
+    ) -> None:
+        self._client = client
+        self._limiter = limiter
+        self._policy = policy
+        self._model = model
+        self._tally = tally
+        self._price = PRICES.get(model.name)
+
+    def request_key(self, question: Question, sent_sha256: str) -> str:
+        """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
+
+        How the bytes travel, and the price tier, change nothing about the answer and do not count.
+        """
+        model = self._model
+        asked = [model.name, question.text, question.schema, self._generation_config(0), model.resolution, sent_sha256]
+        return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    async def ask(self, question: Question, image: ImagePart, request_key: str) -> Answer:
+        """Ask until there is a usable answer or the policy gives up, which makes a failed answer.
+
+        Raises `PermissionRefused`, which only the caller can tell apart (a file that is gone, or a key without rights),
+        and the errors that stop a run.
+        """
+        trial = _Trial()
+        try:
+            await self._policy.call(lambda _: self._attempt(question, image, trial))
+        except PermissionRefused:
+            raise
+        except ApiError as error:
+            return trial.answer(request_key, error)
+        return trial.answer(request_key, None)
+
+    async def _attempt(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+        # the same seed tends to repeat the same unusable answer
+        body = self._body(question, image, seed_shift=trial.answers)
+        estimate = estimate_input_tokens(question.text, self._model.resolution)
+        most_usd = self._cost_usd(Usage(estimate, self._model.max_output_tokens)) or 0.0
+        async with self._limiter.question(input_tokens=estimate, cost_usd=most_usd) as taken:
+            interaction = await self._send(body, trial)
+            cost_usd = self._cost_usd(interaction.usage)
+            taken.input_tokens, taken.cost_usd = interaction.usage.input_tokens, cost_usd or 0.0
+        self._tally.cost_usd += cost_usd or 0.0
+        trial.add(interaction, cost_usd)
+        trial.parsed = _understand(interaction, question)
+        if trial.parsed.truncated:
+            raise AnswerError("the answer was cut off; its complete part is kept", code="truncated")
+
+    async def _send(self, body: bytes, trial: _Trial) -> Interaction:
+        self._tally.requests += 1
+        trial.attempts += 1
+        trial.asked_at = datetime.now(UTC)
+        started_s = time.monotonic()
+        try:
+            return await self._client.create_interaction(body)
+        except RateLimited as error:
+            self._limiter.pause(min(error.retry_after_s or 0.0, self._policy.max_wait_s))
+            raise
+        finally:
+            trial.latency_ms = round(1000 * (time.monotonic() - started_s))
+
+    def _cost_usd(self, usage: Usage) -> float | None:
+        return self._price.cost_usd(usage, self._model.service_tier) if self._price else None
+
+    def _body(self, question: Question, image: ImagePart, *, seed_shift: int) -> bytes:
+        return interaction_body(
+            model=self._model.name,
+            text=question.text,
+            images=[image],
+            schema=question.schema,
+            generation_config=self._generation_config(seed_shift),
+            service_tier=self._model.service_tier,
+        )
+
+    def _generation_config(self, seed_shift: int) -> dict[str, object]:
+        model = self._model
+        return {
+            "thinking_level": model.thinking_level,
+            "max_output_tokens": model.max_output_tokens,
+            "seed": None if model.seed is None else model.seed + seed_shift,
+            "temperature": model.temperature,
+        }
+
+
+def is_repaired(parsed: ParsedAnswer) -> bool:
+    """Whether anything of the answer had to be put right or left out."""
+    return bool(parsed.repairs or parsed.dropped or any(each.flags for each in parsed.objects))
+
+
+def describe_repairs(parsed: ParsedAnswer | None) -> str | None:
+    """One line on what was put right in the answer as a whole, and what was left out; None if nothing."""
+    if parsed is None or not (parsed.repairs or parsed.dropped):
+        return None
+    dropped = [f"{len(parsed.dropped)} dropped: {'; '.join(parsed.dropped[:5])}"] if parsed.dropped else []
+    return "; ".join([*parsed.repairs, *dropped])
+
+
+def _understand(interaction: Interaction, question: Question) -> ParsedAnswer:
+    """Parse the text; an answer that the service calls incomplete is cut, however whole it looks."""
+    try:
+        parsed = parse_answer(interaction.text, question.kind, question.labels)
+    except AnswerError as error:
+        if interaction.incomplete:
+            raise AnswerError(f"the answer was cut off: {error}", code="truncated") from error
+        raise
+    return replace(parsed, truncated=True) if interaction.incomplete else parsed

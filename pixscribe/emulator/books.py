@@ -1,0 +1,62 @@
+"""What was done to the emulator, for tests and for the totals at the end of `pixscribe emulate`."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that was stored. `sha256` is the hex digest of its bytes."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    display_name: str | None
+    mime_type: str
+
+
+@dataclass(slots=True)
+class Question:
+    """One POST to /interactions, served or refused.
+
+    `digest` is the sha256 (hex) of the request body, `images` that of each image in the order of the request. `status`
+    is None when no answer was sent (faults `timeout` and `reset`) and 499 when the client left first.
+    """
+
+    digest: str = ""
+    images: tuple[str, ...] = ()
+    text: str = ""
+    status: int | None = None
+    fault: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Books:
+    """Entries are made before the answer is sent, so whoever has an answer finds its entry here."""
+
+    uploads: list[Upload] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    by_endpoint: Counter[str] = field(default_factory=Counter)
+    by_status: Counter[int] = field(default_factory=Counter)
+
+    def reset(self) -> None:
+        self.uploads.clear()
+        self.questions.clear()
+        self.by_endpoint.clear()
+        self.by_status.clear()
+
+    def answered(self) -> list[Question]:
+        """The questions that a real service would have charged for."""
+        return [question for question in self.questions if question.status == 200]
+
+    def totals(self) -> str:
+        """One line for people."""
+        calls = ", ".join(f"{name} {count}" for name, count in sorted(self.by_endpoint.items()))
+        statuses = ", ".join(f"{status} x {count}" for status, count in sorted(self.by_status.items()))
+        tokens = sum(q.input_tokens for q in self.questions), sum(q.output_tokens for q in self.questions)
+        return (
+            f"{len(self.uploads)} uploads, {len(self.questions)} questions ({len(self.answered())} answered, "
+            f"{tokens[0]} tokens in, {tokens[1]} out); calls: {calls or 'none'}; statuses: {statuses or 'none'}"
+        )

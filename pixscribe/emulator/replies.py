@@ -1,0 +1,126 @@
+"""What goes back over the wire: an answer, or an error in one of the API's two forms.
+
+Interactions say `{"error": {"code": "<snake_case>", "message": ...}}`; the Files API and the front end (keys, quotas)
+say `{"error": {"code": <int>, "message": ..., "status": ..., "details": [...]}}`. Source: Gemini API docs, "Errors".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+JSON = "application/json; charset=UTF-8"
+HTML = "text/html; charset=UTF-8"
+INVALID_ARGUMENT = "Request contains an invalid argument."
+INVALID_IMAGE = "Provided image is not valid."
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer. `delivery` says how far it gets: `cut` stops halfway, `reset` and `never` send nothing."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delivery: Literal["whole", "cut", "reset", "never"] = "whole"
+
+
+class Refused(Exception):
+    """The request is not served; `reply` says why."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.body.decode(errors="replace"))
+        self.reply = reply
+
+
+def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, orjson.dumps(value), headers=headers or {})
+
+
+def interactions_error(status: int, code: str, message: str) -> Reply:
+    return json_reply({"error": {"message": message, "code": code}}, status)
+
+
+def rpc_error(http_status: int, status: str, message: str, details: Sequence[Mapping[str, Any]] = ()) -> Reply:
+    error: dict[str, Any] = {"code": http_status, "message": message, "status": status}
+    if details:
+        error["details"] = list(details)
+    return json_reply({"error": error}, http_status)
+
+
+def invalid(message: str, code: str = "invalid_request") -> Refused:
+    """The 400 of Interactions."""
+    return Refused(interactions_error(400, code, message))
+
+
+def invalid_rpc(message: str) -> Refused:
+    """The 400 of Files."""
+    return Refused(rpc_error(400, "INVALID_ARGUMENT", message))
+
+
+def not_emulated(what: str) -> Refused:
+    """For what Gemini does and this server does not: louder than a wrong answer."""
+    return Refused(interactions_error(501, "unimplemented", f"The emulator does not offer {what}."))
+
+
+def file_gone_message(file_id: str) -> str:
+    return f"You do not have permission to access the File {file_id} or it may not exist."
+
+
+def file_inactive_message(file_id: str) -> str:
+    return f"The File {file_id} is not in an ACTIVE state and usage is not allowed."
+
+
+def bad_key() -> Reply:
+    message = "API key not valid. Please pass a valid API key."
+    info = {
+        "@type": rpc_type("ErrorInfo"),
+        "reason": "API_KEY_INVALID",
+        "domain": "googleapis.com",
+        "metadata": {"service": "generativelanguage.googleapis.com"},
+    }
+    localized = {"@type": rpc_type("LocalizedMessage"), "locale": "en-US", "message": message}
+    return rpc_error(400, "INVALID_ARGUMENT", message, [info, localized])
+
+
+def quota_exceeded(quota_id: str, limit: float, model: str, retry_delay_s: float) -> Reply:
+    """429 with the three details of a live one. Per minute or per day is told by `quota_id` only."""
+    metric = f"generativelanguage.googleapis.com/{_METRICS.get(quota_id, 'generate_content_requests')}"
+    message = (
+        "You exceeded your current quota, please check your plan and billing details. For more information on this "
+        "error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.\n"
+        f"* Quota exceeded for metric: {metric}, limit: {limit:g}, model: {model}\n"
+        f"Please retry in {retry_delay_s:.9g}s."
+    )
+    violation = {
+        "quotaMetric": metric,
+        "quotaId": quota_id,
+        "quotaDimensions": {"location": "global", "model": model},
+        "quotaValue": f"{limit:g}",
+    }
+    details: list[Mapping[str, Any]] = [
+        {"@type": rpc_type("QuotaFailure"), "violations": [violation]},
+        {"@type": rpc_type("Help"), "links": [_HELP]},
+        retry_info(f"{retry_delay_s:.9g}s"),
+    ]
+    return rpc_error(429, "RESOURCE_EXHAUSTED", message, details)
+
+
+def retry_info(delay: str) -> dict[str, Any]:
+    return {"@type": rpc_type("RetryInfo"), "retryDelay": delay}
+
+
+def rpc_type(name: str) -> str:
+    return f"type.googleapis.com/google.rpc.{name}"
+
+
+PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel"
+PER_DAY = "GenerateRequestsPerDayPerProjectPerModel"
+TOKENS_PER_MINUTE = "GenerateContentPaidTierInputTokensPerModelPerMinute"
+_METRICS = {TOKENS_PER_MINUTE: "generate_content_paid_tier_input_token_count"}
+_HELP = {
+    "description": "Learn more about Gemini API quotas",
+    "url": "https://ai.google.dev/gemini-api/docs/rate-limits",
+}

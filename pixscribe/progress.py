@@ -1,0 +1,78 @@
+"""What has happened so far, in numbers: for the progress bar, for `run.json`, and for anyone who asks."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import orjson
+
+
+@dataclass(slots=True)
+class Tally:
+    """Live counters of one process, written by the engine's thread only, read by any."""
+
+    images_total: int = 0
+    images_done: int = 0
+    images_failed: int = 0
+    uploads: int = 0
+    requests: int = 0
+    retries: int = 0
+    objects: int = 0
+    cost_usd: float = 0.0
+    shards_total: int = 0
+    shards_written: list[str] = field(default_factory=list)
+    """A line for each, in the order of writing."""
+
+    def count_retry(self) -> None:
+        """One attempt more than would have been needed."""
+        self.retries += 1
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a shard, or a whole run, came to. Sums count what was paid for: a reused answer adds nothing."""
+
+    images: int = 0
+    images_ok: int = 0
+    images_partial: int = 0
+    images_failed: int = 0
+    responses: int = 0
+    responses_failed: int = 0
+    objects: int = 0
+    uploads: int = 0
+    requests: int = 0
+    reused: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thought_tokens: int = 0
+    cost_usd: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+    """Responses by `error_code`."""
+
+    @classmethod
+    def sum(cls, parts: Iterable["Totals"]) -> Self:
+        """Add up shards."""
+        total, errors = cls(), Counter[str]()
+        for part in parts:
+            for each in fields(cls):
+                if each.name != "errors":
+                    setattr(total, each.name, getattr(total, each.name) + getattr(part, each.name))
+            errors.update(part.errors)
+        total.errors = dict(sorted(errors.items()))
+        return total
+
+    def describe(self) -> str:
+        """One line for people."""
+        failed = f", {self.images_partial} partial, {self.images_failed} failed" if self.images_ok < self.images else ""
+        return f"{self.images} images{failed}, {self.objects} objects, {self.cost_usd:.4f} USD"
+
+    def to_json(self) -> bytes:
+        """For the metadata of a part."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes | dict[str, Any]) -> Self:
+        """The reverse; keys of newer versions are left out."""
+        values = orjson.loads(data) if isinstance(data, bytes) else data
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})

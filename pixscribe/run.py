@@ -1,0 +1,332 @@
+"""A run: its id and folder, how it is opened or taken up again, and what is written when it is complete.
+
+<output>/runs/<id>/config.yaml        written first; complete, so that the run can be repeated from it
+<output>/runs/<id>/manifest.parquet   what the scan found; the run is about exactly these images
+<output>/runs/<id>/run.json           written last: its presence means that the run is complete
+"""
+
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import httpx
+import orjson
+
+from pixscribe import __version__
+from pixscribe.asking import Asker
+from pixscribe.config import EMULATOR, RunConfig, config_digest, dump_config, make_config, parse_yaml
+from pixscribe.emulator import Emulator
+from pixscribe.engine import engine
+from pixscribe.errors import ConfigError, OutputError
+from pixscribe.gemini import GeminiClient, open_http
+from pixscribe.labelling import Labeller
+from pixscribe.limits import Limiter
+from pixscribe.prices import PRICES
+from pixscribe.progress import Tally, Totals
+from pixscribe.prompts import Question, make_question
+from pixscribe.retry import RetryPolicy
+from pixscribe.source import Shard, count_manifest, cut_shards, require_images, write_manifest
+from pixscribe.storage import Storage, open_storage
+from pixscribe.tables import is_written, read_totals
+from pixscribe.uploads import Uploader
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+TABLES = ("images", "responses", "annotations")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What tasks pass to each other: small, and enough to find everything else."""
+
+    id: str
+    output_uri: str
+    is_resumed: bool = False
+
+    def key(self, name: str) -> str:
+        """Where a file of the run lies below the output."""
+        return f"runs/{self.id}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run came to: `run.json`."""
+
+    run: str
+    name: str
+    status: Literal["complete"]
+    output: str
+    tables: dict[str, str]
+    model: str
+    totals: Totals
+    started_at: str
+    finished_at: str
+    elapsed_s: float
+    """Of the process that completed the run, without Prefect's start."""
+    images_per_s: float
+    config_digest: str
+    version: str
+
+    @property
+    def is_all_ok(self) -> bool:
+        """Whether every image was answered in full."""
+        return self.totals.images_ok == self.totals.images
+
+    def to_markdown(self) -> str:
+        """A short account, for Prefect's page of the run."""
+        errors = "".join(f"| {code} | {count} |\n" for code, count in self.totals.errors.items())
+        table = f"\n\n| error | responses |\n|---|---|\n{errors}" if errors else ""
+        places = "\n".join(f"- {table}: `{uri}` (`run={self.run}`)" for table, uri in self.tables.items())
+        return f"**{self.run}**: {self.totals.describe()}, {self.elapsed_s:.0f} s\n\n{places}{table}"
+
+
+@dataclass(slots=True)
+class Session:
+    """A run that is open in this process."""
+
+    run: Run
+    config: RunConfig
+    storage: Storage
+    http: httpx.AsyncClient
+    labeller: Labeller
+    tally: Tally
+    started_s: float
+    summary: RunSummary | None = None
+    """Set when the run is complete."""
+
+
+_sessions: dict[str, Session] = {}
+
+
+def open_sessions() -> list[Session]:
+    """The runs that are open in this process, for whoever shows their progress."""
+    return list(_sessions.values())
+
+
+def session_of(run: Run) -> Session:
+    """The open session of a run."""
+    return _sessions[run.id]
+
+
+def labeller_of(run: Run) -> Labeller:
+    """What the stages of the run's shards share in this process."""
+    return session_of(run).labeller
+
+
+def check_before(config: RunConfig) -> None:
+    """Refuse, before anything is started or paid for, what could not work. Raises `ConfigError` or `OutputError`."""
+    api_key(config)
+    if config.limits.budget_usd is not None and config.model.name not in PRICES:
+        raise ConfigError(f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept")
+    make_questions(config)
+    require_images(config.source)
+    open_storage(config.output.uri).probe()
+
+
+@asynccontextmanager
+async def open_run(config: RunConfig, *, run_id: str | None = None, new: bool = False) -> AsyncIterator[Run]:
+    """Find the unfinished run of this config, or begin one, and hold open what its tasks need.
+
+    `run_id` names the run; `new` begins one even if an older one could be taken up. Raises `RunError`.
+    """
+    check_before(config)
+    storage = open_storage(config.output.uri)
+    run, config = _find_or_begin(storage, config, run_id, new)
+    with _emulator_if_named(config) as base_url:
+        session = await engine().run(_open_session(run, config, storage, base_url))
+        _sessions[run.id] = session
+        try:
+            yield run
+        finally:
+            del _sessions[run.id]
+            session.labeller.close()
+            await engine().run(session.http.aclose())
+
+
+def scan_source(run: Run) -> list[Shard]:
+    """Fix the manifest, unless an earlier attempt did, and return the shards that are still to do."""
+    session = session_of(run)
+    storage, shard_size = session.storage, session.config.execution.shard_size
+    key = run.key("manifest.parquet")
+    if not storage.exists(key):
+        write_manifest(storage, key, session.config.source, shard_size)
+    session.tally.images_total = count_manifest(storage, key)
+    shards = cut_shards(session.tally.images_total, shard_size)
+    done = [shard for shard in shards if is_written(storage, run.id, shard)]
+    session.tally.images_done = sum(shard.stop - shard.start for shard in done)
+    to_do = [shard for shard in shards if shard not in set(done)]
+    session.tally.shards_total = len(to_do)
+    return to_do
+
+
+def publish(run: Run) -> RunSummary:
+    """Add up the shards and write `run.json`, which makes the run complete."""
+    session = session_of(run)
+    elapsed_s = time.monotonic() - session.started_s
+    totals = add_up(session.storage, run.id)
+    now = datetime.now(UTC)
+    summary = RunSummary(
+        run=run.id,
+        name=session.config.name,
+        status="complete",
+        output=session.storage.uri,
+        tables={table: session.storage.uri_of(table) for table in TABLES},
+        model=session.config.model.name,
+        totals=totals,
+        started_at=datetime.fromtimestamp(now.timestamp() - elapsed_s, UTC).isoformat(timespec="seconds"),
+        finished_at=now.isoformat(timespec="seconds"),
+        elapsed_s=round(elapsed_s, 3),
+        images_per_s=round(session.tally.images_done / max(elapsed_s, 1e-9), 3),
+        config_digest=config_digest(session.config),
+        version=__version__,
+    )
+    session.storage.write(run.key("run.json"), orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
+    session.summary = summary
+    return summary
+
+
+def add_up(storage: Storage, run_id: str) -> Totals:
+    """The totals of the shards that a run has committed so far."""
+    parts = [name for name in storage.list(f"images/run={run_id}") if name.endswith(".parquet")]
+    return Totals.sum(read_totals(storage, run_id, part) for part in parts)
+
+
+def list_runs(output_uri: str) -> list[dict[str, Any]]:
+    """Every run of an output, oldest first: `run.json` of the complete ones, counts so far of the others."""
+    storage = open_storage(output_uri)
+    return [describe_run(output_uri, name) for name in storage.list("runs") if RUN_ID.fullmatch(name)]
+
+
+def describe_run(output_uri: str, run_id: str) -> dict[str, Any]:
+    """One run as a mapping with the keys of `RunSummary`. Raises `ConfigError` if there is no such run."""
+    storage = open_storage(output_uri)
+    try:
+        summary = orjson.loads(storage.read(f"runs/{run_id}/run.json"))
+    except FileNotFoundError:
+        return _describe_unfinished(storage, run_id)
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise OutputError(f"{storage.uri_of(f'runs/{run_id}/run.json')}: cannot be read: {error}") from error
+    return dict(summary)
+
+
+def locate_run(run: str) -> tuple[str, str]:
+    """(output URI, run id) of `OUTPUT@RUN_ID`, or of the path of a run's folder. Raises `ConfigError`."""
+    output_uri, at, run_id = run.rpartition("@")
+    if not at or "/" in run_id:
+        output_uri, _, run_id = run.rstrip("/").rpartition("/runs/")
+    if not output_uri or not RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"{run!r} names no run; write OUTPUT@RUN_ID or the path of OUTPUT/runs/RUN_ID")
+    return output_uri, run_id
+
+
+def make_questions(config: RunConfig) -> list[Question]:
+    """The prompts of a config with their texts and schemas filled in. Raises `ConfigError`."""
+    return [make_question(prompt.name, prompt.kind, prompt.text, prompt.labels) for prompt in config.prompts]
+
+
+def api_key(config: RunConfig) -> str:
+    """The key from the environment; the built-in emulator takes any. Raises `ConfigError`, which never shows it."""
+    if config.model.base_url == EMULATOR:
+        return "emulator"
+    key = os.environ.get("GEMINI_API_KEY", "").strip()
+    if not key:
+        raise ConfigError(
+            "GEMINI_API_KEY is not set; export your key, or try `model.base_url: emulator`, which needs none"
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError("GEMINI_API_KEY holds spaces, line breaks or characters outside ASCII, which no key does")
+    return key
+
+
+@contextmanager
+def _emulator_if_named(config: RunConfig) -> Iterator[str]:
+    if config.model.base_url != EMULATOR:
+        yield config.model.base_url
+        return
+    with Emulator() as emulator:
+        yield emulator.url
+
+
+async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str) -> Session:
+    """On the engine's loop, to which the HTTP client and the limiter then belong."""
+    tally = Tally()
+    http = open_http(concurrency=config.limits.concurrency)
+    client = GeminiClient(http, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
+    limiter = Limiter(config.limits)
+    policy = RetryPolicy.from_config(config.retry, tally.count_retry)
+    labeller = Labeller(
+        run_id=run.id,
+        manifest_key=run.key("manifest.parquet"),
+        config=config,
+        questions=make_questions(config),
+        storage=storage,
+        asker=Asker(client, limiter, policy, config.model, tally),
+        uploader=Uploader(client, limiter, policy, tally),
+        tally=tally,
+    )
+    return Session(run, config, storage, http, labeller, tally, time.monotonic())
+
+
+def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> tuple[Run, RunConfig]:
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"--run-id: {run_id!r} should be letters, digits, `.`, `_` and `-`, 128 at most")
+    found = None if new else _find_unfinished(storage, config, run_id)
+    if found is None:
+        found = Run(run_id or _new_id(storage, config), storage.uri)
+        if storage.exists(found.key("config.yaml")):
+            raise ConfigError(f"--run-id: the run {found.id!r} exists already in {storage.uri}")
+    else:
+        # shards must be cut as they were; limits and retries may have been changed in order to go on
+        before = read_config(storage, found.id)
+        config = config.model_copy(update={"execution": before.execution})
+    storage.write(found.key("config.yaml"), dump_config(config).encode())
+    return found, config
+
+
+def read_config(storage: Storage, run_id: str) -> RunConfig:
+    """The config that a run froze."""
+    origin = storage.uri_of(f"runs/{run_id}/config.yaml")
+    return make_config(parse_yaml(storage.read(f"runs/{run_id}/config.yaml").decode(), origin=origin), origin=origin)
+
+
+def _find_unfinished(storage: Storage, config: RunConfig, run_id: str | None) -> Run | None:
+    """The newest run that asks the same and was not completed."""
+    names = [run_id] if run_id else reversed(storage.list("runs"))
+    for name in names:
+        if storage.exists(f"runs/{name}/run.json") or not storage.exists(f"runs/{name}/config.yaml"):
+            continue
+        try:
+            digest = config_digest(read_config(storage, name))
+        except ConfigError:
+            continue  # of a version that wrote other configs
+        if digest == config_digest(config):
+            return Run(name, storage.uri, is_resumed=True)
+    return None
+
+
+def _new_id(storage: Storage, config: RunConfig) -> str:
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    base = f"{config.name}-{started}-{config_digest(config)}"
+    taken = set(storage.list("runs"))
+    return next(name for name in [base, *(f"{base}.{n}" for n in range(2, 1000))] if name not in taken)
+
+
+def _describe_unfinished(storage: Storage, run_id: str) -> dict[str, Any]:
+    try:
+        config = read_config(storage, run_id)
+    except FileNotFoundError:
+        raise ConfigError(f"{storage.uri}: there is no run {run_id!r}") from None
+    totals = add_up(storage, run_id)
+    return {
+        "run": run_id,
+        "name": config.name,
+        "status": "unfinished",
+        "output": storage.uri,
+        "model": config.model.name,
+        "totals": asdict(totals),
+        "config_digest": config_digest(config),
+    }

@@ -1,0 +1,1 @@
+"""What Prefect sees: one task for each stage, thin."""

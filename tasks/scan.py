@@ -1,0 +1,13 @@
+import asyncio
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from pixscribe.run import Run, scan_source
+from pixscribe.source import Shard
+
+
+@task(name="scan", task_run_name="scan source", cache_policy=NO_CACHE)
+async def scan_images(run: Run) -> list[Shard]:
+    """List the source into the run's manifest and cut it into the shards that are still to do."""
+    return await asyncio.to_thread(scan_source, run)

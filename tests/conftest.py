@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pixscribe.concurrency import gather_or_cancel
+from pixscribe.config import RunConfig, make_config
+from pixscribe.emulator import Emulator
+from pixscribe.engine import engine
+from pixscribe.run import RunSummary, labeller_of, open_run, publish, scan_source
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "data/samples/images"
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _no_cloud_and_no_key_of_the_developer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("GEMINI_API_KEY", "test-key-4f1c")
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def make(tmp_path: Path, emulator: Emulator) -> MakeConfig:
+    """Make a config of the samples against the emulator; sections are given as keyword arguments."""
+
+    def make_one(**sections: Any) -> RunConfig:
+        values: dict[str, Any] = {
+            "name": "test",
+            "source": {"uri": str(SAMPLES)},
+            "prompts": [{"name": "objects", "kind": "detect"}, {"name": "outlines", "kind": "segment"}],
+            "output": {"uri": str(tmp_path / "out")},
+            **sections,
+        }
+        values["model"] = {"base_url": emulator.url, **values.get("model", {})}
+        values["limits"] = {"requests_per_minute": 100_000, **values.get("limits", {})}
+        values["retry"] = {"max_wait_s": 0.01, **values.get("retry", {})}
+        return make_config(values)
+
+    return make_one
+
+
+async def annotate(config: RunConfig, **options: Any) -> RunSummary:
+    """The flow's stages in their order, without Prefect."""
+    async with open_run(config, **options) as run:
+        labeller = labeller_of(run)
+        for shard in scan_source(run):
+            stages = [labeller.make_ready(shard), *(labeller.ask(shard, prompt.name) for prompt in config.prompts)]
+            await gather_or_cancel(engine().run(stage) for stage in stages)
+            await engine().run(labeller.write(shard))
+        return publish(run)
+
+
+def pixscribe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [str(Path(sys.executable).with_name("pixscribe")), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=180, cwd=ROOT, check=False, env={**os.environ, **environment}
+    )
+
+
+def write_yaml(path: Path, config: RunConfig) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
