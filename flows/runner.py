@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from flows.console import ProgressDisplay, say
+from flows.console import say
+from flows.live import ProgressDisplay
 from flows.prefect_server import prefect_api
 from pixscribe.config import RunConfig
 from pixscribe.errors import RunError

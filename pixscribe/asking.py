@@ -10,13 +10,13 @@ import orjson
 from pixscribe.answers import PARSER_VERSION, parse_answer
 from pixscribe.config import ModelConfig
 from pixscribe.errors import AnswerError, ApiError, ImageError, PermissionRefused, RateLimited
-from pixscribe.gemini import GeminiClient, ImagePart, Interaction, Usage, interaction_body
+from pixscribe.gemini import GeminiClient, ImagePart, Interaction, interaction_body
 from pixscribe.limits import Limiter
 from pixscribe.prices import PRICES, estimate_input_tokens
 from pixscribe.progress import Tally
 from pixscribe.prompts import Question
 from pixscribe.retry import RetryPolicy
-from pixscribe.types import ErrorCode, ParsedAnswer, ResponseStatus
+from pixscribe.types import ErrorCode, ParsedAnswer, ResponseStatus, Usage
 
 
 @dataclass(frozen=True, slots=True)

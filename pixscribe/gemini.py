@@ -32,6 +32,7 @@ from pixscribe.errors import (
     ServerUnavailable,
     UploadError,
 )
+from pixscribe.types import Usage
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """The granularity of resumable uploads: every chunk but the last is a multiple of it."""
@@ -79,22 +80,6 @@ class ImagePart:
         if self.resolution is not None:
             content["resolution"] = self.resolution
         return content
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that an answer was billed for; thought tokens are billed as output."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    thought_tokens: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.thought_tokens + other.thought_tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True)

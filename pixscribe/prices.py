@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pixscribe.gemini import Usage
+from pixscribe.types import Usage
 
 PRICES_AS_OF = "2026-10-05"
 """The date of the table; Google changes prices without notice."""

@@ -87,8 +87,8 @@ class ModelObject:
     """One object of an answer, in model coordinates, as far as it could be understood.
 
     `box_2d` holds the model's own numbers, untouched; `box` the same after repair (corners in order, 0-1 scale
-    undone, still unclipped). `polygons` are x first, 0-1000 of the whole image. `mask_png` is a probability map of the inside of
-    the box, not yet decoded. `flags` names every repair.
+    undone, still unclipped). `polygons` are x first, 0-1000 of the whole image. `mask_png` is a probability map of the
+    inside of the box, not yet decoded. `flags` names every repair.
     """
 
     label: str | None
@@ -133,3 +133,19 @@ class Annotation:
     rle: Rle | None
     box_2d: tuple[float, ...] | None
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an answer was billed for; thought tokens are billed as output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thought_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.thought_tokens + other.thought_tokens,
+        )

@@ -3,6 +3,10 @@ import hashlib
 import io
 import json
 import math
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +76,7 @@ class Api:
 
     def send(self, upload_url: str, command: str, data: bytes = b"", offset: int = 0) -> httpx.Response:
         headers = {"X-Goog-Upload-Command": command, "X-Goog-Upload-Offset": str(offset)}
-        with keyless() as http:
-            return http.post(upload_url, headers=headers, content=data)
+        return request("POST", upload_url, headers=headers, content=data)
 
     def upload(self, data: bytes, mime_type: str = "image/png", **file: Any) -> httpx.Response:
         started = self.start(len(data), mime_type, **file)
@@ -119,6 +122,11 @@ def connect(key: str = "k") -> httpx.Client:
     client = keyless()
     client.headers["x-goog-api-key"] = key
     return client
+
+
+def request(method: str, url: str, **options: Any) -> httpx.Response:
+    with keyless() as http:
+        return http.request(method, url, **options)
 
 
 def keyless() -> httpx.Client:
@@ -182,23 +190,23 @@ SQUARE = encode(with_square(10, 20, 50, 60))
 def test_a_request_without_a_good_key_is_refused(emulator: Emulator, headers: dict[str, str], status: int, reason: str):
     for path in ("interactions", "files"):
         method = "POST" if path == "interactions" else "GET"
-        answer = keyless().request(method, f"{emulator.url}/v1beta/{path}", headers=headers, json={})
+        answer = request(method, f"{emulator.url}/v1beta/{path}", headers=headers, json={})
         assert (answer.status_code, answer.json()["error"]["status"]) == (status, reason)
 
 
 def test_a_bad_key_is_named_api_key_invalid(emulator: Emulator):
-    error = keyless().get(f"{emulator.url}/v1beta/files", headers={"x-goog-api-key": "invalid"}).json()["error"]
+    error = request("GET", f"{emulator.url}/v1beta/files", headers={"x-goog-api-key": "invalid"}).json()["error"]
     assert error["code"] == 400
     assert error["details"][0]["reason"] == "API_KEY_INVALID"
 
 
 def test_a_key_in_the_query_is_as_good_as_a_header(emulator: Emulator):
-    assert keyless().get(f"{emulator.url}/v1beta/files?key=k").status_code == 200
+    assert request("GET", f"{emulator.url}/v1beta/files?key=k").status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/v2/files"), ("PUT", "/v1beta/files")])
 def test_an_unknown_path_is_a_page_of_html(emulator: Emulator, method: str, path: str):
-    answer = keyless().request(method, emulator.url + path)
+    answer = request(method, emulator.url + path)
     assert answer.status_code == 404
     assert answer.headers["Content-Type"].startswith("text/html")
 
@@ -720,7 +728,7 @@ def polygon(shape: str, radius: float) -> np.ndarray[Any, Any]:
 
 def scene(width: int, height: int, radius: float) -> tuple[Image.Image, dict[str, np.ndarray[Any, Any]]]:
     """All eight shapes in eight colours, antialiased, at uneven places; the outlines in pixels."""
-    fine, outlines = 8, {}
+    fine, outlines = (8 if width < 500 else 4), {}
     canvas = np.full((height * fine, width * fine, 3), BACKGROUND, np.uint8)
     names = ("circle", "square", "rectangle", "triangle", "star", "ellipse", "pentagon", "hexagon")
     for number, (colour, shape) in enumerate(zip(PALETTE, names, strict=True)):
@@ -741,8 +749,8 @@ def iou_of_boxes(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> f
 def iou_of_polygons(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any], size: tuple[int, int]) -> float:
     masks = []
     for points in (first, second):
-        mask = np.zeros((size[1] * 8, size[0] * 8), np.uint8)
-        cv2.fillPoly(mask, [np.rint((points * 8 - 0.5) * 16).astype(np.int32)], 1, shift=4)
+        mask = np.zeros((size[1] * 4, size[0] * 4), np.uint8)
+        cv2.fillPoly(mask, [np.rint((points * 4 - 0.5) * 16).astype(np.int32)], 1, shift=4)
         masks.append(mask > 0)
     return float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
 
@@ -756,7 +764,7 @@ def iou_of_polygons(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any], s
         pytest.param("HEIC", {"quality": 60}, id="heic"),
     ],
 )
-@pytest.mark.parametrize(("width", "height", "radius"), [(256, 192, 20), (800, 500, 75)])
+@pytest.mark.parametrize(("width", "height", "radius"), [(256, 192, 20), (640, 400, 60)])
 def test_shapes_are_named_boxed_and_outlined(
     format: str, options: dict[str, Any], width: int, height: int, radius: float
 ):
@@ -1145,3 +1153,33 @@ def test_a_taken_port_is_an_error_of_start(emulator: Emulator):
     port = int(emulator.url.rpartition(":")[2])
     with pytest.raises(OSError, match="address already in use"):
         Emulator(EmulatorOptions(port=port)).start()
+
+
+def test_a_broken_upload_leaves_nothing_behind(api: Api, emulator: Emulator, caplog: pytest.LogCaptureFixture):
+    url = api.start(3000).headers["X-Goog-Upload-URL"]
+    host, port = emulator.url.removeprefix("http://").split(":")
+    path = url.removeprefix(emulator.url)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3000\r\nX-Goog-Upload-Command: upload, finalize\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}X-Goog-Upload-Offset: 0\r\n\r\n".encode() + bytes(1000))
+    assert api.send(url, "query").headers["X-Goog-Upload-Size-Received"] == "0"
+    assert api.send(url, "upload, finalize", bytes(3000)).status_code == 200
+    assert len(emulator.books.uploads) == 1
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_served_for_ever_ends_with_a_signal_and_the_totals(number: signal.Signals):
+    code = "from pixscribe.emulator import EmulatorOptions, serve_forever; serve_forever(EmulatorOptions())"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip()
+        assert request("GET", f"{url}/v1beta/files?key=k").json() == {}
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert errors.decode() == (
+        "0 uploads, 0 questions (0 answered, 0 tokens in, 0 out); calls: files.list 1; statuses: 200 x 1\n"
+    )

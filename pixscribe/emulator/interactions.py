@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 from pixscribe.emulator.books import Books, Question
 from pixscribe.emulator.call import Call
-from pixscribe.emulator.faults import REPLIES, SPOILERS, FaultSource
+from pixscribe.emulator.fault_answers import SPOILERS
+from pixscribe.emulator.fault_replies import REPLIES
+from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FileStore, timestamp
 from pixscribe.emulator.limits import Quota
 from pixscribe.emulator.media import URL_TYPES, types_of

@@ -7,8 +7,8 @@ end, not at the start. Source: Gemini API docs, "Files", and captures of the liv
 """
 
 import hashlib
+import random
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ import orjson
 
 from pixscribe.emulator.books import Books, Upload
 from pixscribe.emulator.call import Call
-from pixscribe.emulator.faults import UPLOAD_REPLIES, UPLOAD_SPOILERS, FaultSource
+from pixscribe.emulator.fault_uploads import UPLOAD_REPLIES, UPLOAD_SPOILERS
+from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FILE_ID, LIFE_S, FileStore, StoredFile
 from pixscribe.emulator.media import is_uploadable, types_of
 from pixscribe.emulator.replies import Refused, Reply, invalid_rpc, json_reply, rpc_error, rpc_type
@@ -69,6 +70,7 @@ class Uploads:
         self._store, self._books, self._faults, self._clock = store, books, faults, clock
         self._keep_bytes = keep_bytes
         self._sessions: dict[str, _Session] = {}
+        self._random = random.Random()
 
     async def start(self, call: Call) -> Reply:
         project = call.project()
@@ -79,7 +81,7 @@ class Uploads:
         if fault == "upload_storage_full":
             return UPLOAD_REPLIES[fault](wanted.file_id)
         self._forget_old()
-        upload_id = f"UP{secrets.token_hex(16)}"
+        upload_id = f"UP{self._random.getrandbits(128):032x}"
         self._sessions[upload_id] = _Session(wanted, self._clock(), fault)
         return Reply(200, content_type="text/plain; charset=utf-8", headers=_start_headers(call, upload_id))
 

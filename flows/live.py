@@ -1,0 +1,79 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, one line per shard elsewhere."""
+
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flows.console import say, stderr
+from pixscribe.progress import Tally
+from pixscribe.run import Session, open_sessions
+
+
+class ProgressDisplay:
+    """Shows the open run of this process; call `update` a few times a second. Works as a context manager."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self._lines_shown = 0
+        self._started_s = time.monotonic()
+        self._bar = _make_bar() if stderr.is_terminal else None
+        self._task = self._bar.add_task("starting", total=None, live="") if self._bar else None
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        if self._bar:
+            self._bar.stop()
+
+    def update(self) -> None:
+        """Show what has changed."""
+        if self.session is None:
+            self._greet()
+        if self.session is None:
+            return
+        tally = self.session.tally
+        if self._bar and self._task is not None:
+            elapsed_s = time.monotonic() - self._started_s
+            total = tally.images_total or None
+            self._bar.update(self._task, total=total, completed=tally.images_done, live=_live_text(tally, elapsed_s))
+        else:
+            self._print_new_lines(tally)
+
+    def _greet(self) -> None:
+        self.session = next(iter(open_sessions()), None)
+        if self.session is None:
+            return
+        self._started_s = time.monotonic()
+        run = self.session.run
+        say(f"{'resuming' if run.is_resumed else 'starting'} run {run.id}")
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description="labelling")
+
+    def _print_new_lines(self, tally: Tally) -> None:
+        for line in tally.shards_written[self._lines_shown :]:
+            self._lines_shown += 1
+            say(f"shard {self._lines_shown} of {tally.shards_total}: {line}")
+
+
+def _make_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[live]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+    )
+
+
+def _live_text(tally: Tally, elapsed_s: float) -> str:
+    rate = tally.images_done / elapsed_s if elapsed_s > 0 else 0.0
+    retries = f", {tally.retries} retries" if tally.retries else ""
+    return f"{rate:.1f} images/s, {tally.images_failed} failed{retries}, {tally.cost_usd:.4f} USD"
