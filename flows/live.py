@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a progress bar on a terminal, one line per shard elsewhere."""
 
+import logging
 import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -7,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows.console import say, stderr
 from pixscribe.progress import Tally
 from pixscribe.run import Session, open_sessions
+
+logger = logging.getLogger("pixscribe")
 
 
 class ProgressDisplay:
@@ -40,7 +43,7 @@ class ProgressDisplay:
             elapsed_s = time.monotonic() - self._started_s
             total = tally.images_total or None
             self._bar.update(self._task, total=total, completed=tally.images_done, live=_live_text(tally, elapsed_s))
-        else:
+        elif not logger.isEnabledFor(logging.INFO):  # else the log says it
             self._print_new_lines(tally)
 
     def _greet(self) -> None:

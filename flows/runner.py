@@ -5,6 +5,7 @@ and kill the process with it) and draws the progress.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -40,6 +41,7 @@ def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
         if server:
             server.wait_ready()
         with ProgressDisplay() as display, _signals_go_to(job):
+            _keep_imports_out_of_garbage_collection()
             job.start()
             while not job.has_ended(within_s=0.2):
                 display.update()
@@ -123,6 +125,13 @@ def _signals_go_to(job: FlowThread) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _keep_imports_out_of_garbage_collection() -> None:
+    """Prefect leaves half a million objects that never go away; walking them took a fifth of the engine's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _task_runs(session: Session) -> int:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
@@ -37,6 +38,9 @@ from pixscribe.types import Usage
 CHUNK_BYTES = 8 * 1024 * 1024
 """The granularity of resumable uploads: every chunk but the last is a multiple of it."""
 SLICE_BYTES = 256 * 1024
+CONNECT_TIMEOUT_S = 30
+# answers are small beside images, and inflating them is the one way they could grow without bound
+HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "pixscribe"}
 MAX_REPLY_BYTES = 32 * 1024 * 1024
 """No answer is larger: 65,536 output tokens are far below one megabyte."""
 BLOCKED_CODES = frozenset(
@@ -93,14 +97,19 @@ class Interaction:
 
 
 class GeminiClient:
-    """The Files and Interactions calls of one project, over one `httpx.AsyncClient`.
+    """The Files and Interactions calls of one project, over an httpx transport.
 
-    `timeout_s` bounds a whole attempt, so that an answer that drips in byte by byte ends too.
+    Not over an `httpx.AsyncClient`: cookies, redirects and stored credentials must never happen here, and seeing to
+    them costs as much CPU as everything else about a request. `timeout_s` bounds a whole attempt, so that an answer
+    that drips in byte by byte ends too.
     """
 
-    def __init__(self, http: httpx.AsyncClient, *, base_url: str, api_key: str, timeout_s: float) -> None:
-        self._http = http
+    def __init__(self, transport: httpx.AsyncBaseTransport, *, base_url: str, api_key: str, timeout_s: float) -> None:
+        self._transport = transport
         self._base_url = base_url.rstrip("/")
+        # parsed once: it is a tenth of a request's cost
+        self._interactions_url = httpx.URL(f"{self._base_url}/v1beta/interactions")
+        self._upload_url = httpx.URL(f"{self._base_url}/upload/v1beta/files")
         self._key = {"x-goog-api-key": api_key}
         self._timeout_s = timeout_s
 
@@ -111,7 +120,7 @@ class GeminiClient:
         `RateLimited`, `ServerUnavailable`; `AuthenticationError`, `ModelUnknown` and `QuotaExhausted` stop the run.
         """
         headers = {**self._key, "content-type": "application/json"}
-        reply = await self._send("POST", f"{self._base_url}/v1beta/interactions", headers, body)
+        reply = await self._send("POST", self._interactions_url, headers, body)
         if reply.status == 404:
             raise ModelUnknown(f"model.name: the service does not know the model: {_error_of(reply).message}")
         return _read_interaction(_json_of(reply))
@@ -129,8 +138,7 @@ class GeminiClient:
             "x-goog-upload-header-content-length": str(size_bytes),
             "x-goog-upload-header-content-type": mime_type,
         }
-        url = f"{self._base_url}/upload/v1beta/files"
-        reply = _ok(await self._send("POST", url, headers, orjson.dumps({"file": file})))
+        reply = _ok(await self._send("POST", self._upload_url, headers, orjson.dumps({"file": file})))
         upload_url: str | None = reply.headers.get("x-goog-upload-url")
         if not upload_url:
             raise ServerUnavailable("the start of an upload was answered without an upload URL", status=reply.status)
@@ -171,7 +179,9 @@ class GeminiClient:
         """Delete `files/<name>`."""
         _ok(await self._send("DELETE", f"{self._base_url}/v1beta/files/{name}", self._key))
 
-    async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None) -> "_Reply":
+    async def _send(
+        self, method: str, url: httpx.URL | str, headers: Mapping[str, str], content: bytes | None = None
+    ) -> "_Reply":
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(method, url, headers, content)
@@ -180,31 +190,44 @@ class GeminiClient:
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise _network_error(error) from error
 
-    async def _exchange(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> "_Reply":
-        body_headers = {**headers, "content-length": str(len(content))} if content else dict(headers)
-        slices = _slices(content) if content else None
-        async with self._http.stream(method, url, headers=body_headers, content=slices) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_REPLY_BYTES:
-                    raise ServerUnavailable(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
-        return _Reply(response.status_code, response.headers, bytes(body))
+    async def _exchange(
+        self, method: str, url: httpx.URL | str, headers: Mapping[str, str], content: bytes | None
+    ) -> "_Reply":
+        request = httpx.Request(
+            method,
+            url,
+            headers={**HEADERS, **headers, "content-length": str(len(content or b""))},
+            content=_slices(content) if content and len(content) > SLICE_BYTES else content,
+            extensions={"timeout": {"connect": CONNECT_TIMEOUT_S}},
+        )
+        response = await self._transport.handle_async_request(request)
+        try:
+            return _Reply(response.status_code, response.headers, await _read_body(response))
+        finally:
+            await response.aclose()
 
 
-def open_http(*, concurrency: int) -> httpx.AsyncClient:
-    """The HTTP client of a process; to be made and closed on the loop that uses it."""
-    transport = httpx_aiohttp.AiohttpTransport(
+def open_transport(base_url: str, *, concurrency: int) -> httpx.AsyncBaseTransport:
+    """The connections of a process to one origin; to be made and closed on the loop that uses them.
+
+    The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name for that origin is looked up once: aiohttp would do it in a
+    thread for every request.
+    """
+    proxy = _proxy_for(base_url)
+    return httpx_aiohttp.AiohttpTransport(
         client=lambda: aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=concurrency, ttl_dns_cache=300, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
+            proxy=proxy,
         )
     )
-    # answers are small beside images, and inflating them is the one way they could grow without bound
-    headers = {"accept-encoding": "identity", "user-agent": "pixscribe"}
-    timeout = httpx.Timeout(None, connect=30)
-    return httpx.AsyncClient(transport=transport, headers=headers, timeout=timeout, follow_redirects=False)
+
+
+def _proxy_for(base_url: str) -> str | None:
+    parts = urlsplit(base_url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def upload_file(client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> File:
@@ -268,6 +291,15 @@ class _ErrorBody:
     code: str
     message: str
     details: tuple[Mapping[str, Any], ...] = ()
+
+
+async def _read_body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            raise ServerUnavailable(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
+    return bytes(body)
 
 
 async def _slices(content: bytes) -> AsyncIterator[bytes]:

@@ -23,7 +23,7 @@ from pixscribe.config import EMULATOR, RunConfig, config_digest, dump_config, ma
 from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
 from pixscribe.errors import ConfigError, OutputError
-from pixscribe.gemini import GeminiClient, open_http
+from pixscribe.gemini import GeminiClient, open_transport
 from pixscribe.labelling import Labeller
 from pixscribe.limits import Limiter
 from pixscribe.prices import PRICES
@@ -91,7 +91,7 @@ class Session:
     run: Run
     config: RunConfig
     storage: Storage
-    http: httpx.AsyncClient
+    transport: httpx.AsyncBaseTransport
     labeller: Labeller
     tally: Tally
     started_s: float
@@ -144,7 +144,7 @@ async def open_run(config: RunConfig, *, run_id: str | None = None, new: bool = 
         finally:
             del _sessions[run.id]
             session.labeller.close()
-            await engine().run(session.http.aclose())
+            await engine().run(session.transport.aclose())
 
 
 def scan_source(run: Run) -> list[Shard]:
@@ -254,8 +254,8 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
 async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str) -> Session:
     """On the engine's loop, to which the HTTP client and the limiter then belong."""
     tally = Tally()
-    http = open_http(concurrency=config.limits.concurrency)
-    client = GeminiClient(http, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
+    transport = open_transport(base_url, concurrency=config.limits.concurrency)
+    client = GeminiClient(transport, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
     limiter = Limiter(config.limits)
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
     labeller = Labeller(
@@ -268,7 +268,7 @@ async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url:
         uploader=Uploader(client, limiter, policy, tally),
         tally=tally,
     )
-    return Session(run, config, storage, http, labeller, tally, time.monotonic())
+    return Session(run, config, storage, transport, labeller, tally, time.monotonic())
 
 
 def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> tuple[Run, RunConfig]:

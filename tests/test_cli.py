@@ -87,7 +87,8 @@ def test_the_demo_labels_the_samples_and_its_run_can_be_shown(tmp_path: Path, pr
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["totals"]["images"] == summary["totals"]["images_ok"] == len(FILES)
-    assert "shard 1 of 2: 16 images" in done.stderr
+    assert "shard 1 of 2: " in done.stderr
+    assert "shard 2 of 2: " in done.stderr
     assert "duckdb -c" in done.stderr
     assert "Traceback" not in done.stderr
     listed = pixscribe("runs", output)
@@ -102,7 +103,7 @@ def test_some_failed_rows_are_exit_code_1(tmp_path: Path, prefect_home: Path):
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.png").write_bytes(next(path for path in FILES if path.suffix == ".png").read_bytes())
-    (source / "b.png").write_bytes(b"no picture")
+    (source / "b.png").write_bytes(b"this is text and no picture")
     arguments = ["--source", str(source), "--output", str(tmp_path / "out"), "--json"]
     done = pixscribe("run", "configs/demo.yaml", *arguments, PREFECT_HOME=str(prefect_home))
     assert done.returncode == 1, done.stderr

@@ -31,20 +31,20 @@ from pixscribe.gemini import (
     _read_interaction,
     _Reply,
     interaction_body,
-    open_http,
+    open_transport,
     upload_file,
 )
 
 
 @pytest_asyncio.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with open_http(concurrency=8) as client:
-        yield client
+async def transport() -> AsyncIterator[httpx.AsyncBaseTransport]:
+    async with open_transport("http://127.0.0.1", concurrency=8) as opened:
+        yield opened
 
 
 @pytest.fixture
-def client(http: httpx.AsyncClient, emulator: Emulator) -> GeminiClient:
-    return GeminiClient(http, base_url=emulator.url, api_key="k", timeout_s=5)
+def client(transport: httpx.AsyncBaseTransport, emulator: Emulator) -> GeminiClient:
+    return GeminiClient(transport, base_url=emulator.url, api_key="k", timeout_s=5)
 
 
 def png(colour: str = "red") -> bytes:
@@ -157,9 +157,9 @@ async def test_each_fault_becomes_the_error_that_says_what_to_do(
         await client.create_interaction(body(ImagePart("image/png", data=png())))
 
 
-async def test_a_server_that_never_answers_is_a_timeout(http: httpx.AsyncClient, emulator: Emulator):
+async def test_a_server_that_never_answers_is_a_timeout(transport: httpx.AsyncBaseTransport, emulator: Emulator):
     emulator.script("timeout")
-    client = GeminiClient(http, base_url=emulator.url, api_key="k", timeout_s=0.3)
+    client = GeminiClient(transport, base_url=emulator.url, api_key="k", timeout_s=0.3)
     with pytest.raises(ServerUnavailable, match=r"no complete answer within 0\.3 s") as caught:
         await client.create_interaction(body(ImagePart("image/png", data=png())))
     assert caught.value.code == "timeout"
@@ -170,21 +170,21 @@ async def test_an_unknown_model_is_an_error_of_the_config(client: GeminiClient):
         await client.create_interaction(body(ImagePart("image/png", data=png()), model="claude"))
 
 
-async def test_a_refused_key_is_not_repeated_in_the_error(http: httpx.AsyncClient, emulator: Emulator):
-    client = GeminiClient(http, base_url=emulator.url, api_key="bad-key-123", timeout_s=5)
+async def test_a_refused_key_is_not_repeated_in_the_error(transport: httpx.AsyncBaseTransport, emulator: Emulator):
+    client = GeminiClient(transport, base_url=emulator.url, api_key="bad-key-123", timeout_s=5)
     with pytest.raises(AuthenticationError) as caught:
         await client.create_interaction(body(ImagePart("image/png", data=png())))
     assert "bad-key-123" not in repr(caught.value)
 
 
-async def test_a_closed_port_is_a_network_error(http: httpx.AsyncClient):
-    client = GeminiClient(http, base_url="http://127.0.0.1:9", api_key="k", timeout_s=5)
+async def test_a_closed_port_is_a_network_error(transport: httpx.AsyncBaseTransport):
+    client = GeminiClient(transport, base_url="http://127.0.0.1:9", api_key="k", timeout_s=5)
     with pytest.raises(ServerUnavailable) as caught:
         await client.get_file("x")
     assert caught.value.code == "network_error"
 
 
-async def test_an_answer_that_drips_ends_at_the_deadline(http: httpx.AsyncClient):
+async def test_an_answer_that_drips_ends_at_the_deadline(transport: httpx.AsyncBaseTransport):
     async def drip_bytes(writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(b" ")
@@ -200,7 +200,7 @@ async def test_an_answer_that_drips_ends_at_the_deadline(http: httpx.AsyncClient
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    client = GeminiClient(http, base_url=f"http://127.0.0.1:{port}", api_key="k", timeout_s=0.3)
+    client = GeminiClient(transport, base_url=f"http://127.0.0.1:{port}", api_key="k", timeout_s=0.3)
     with pytest.raises(ServerUnavailable, match="no complete answer"):
         await client.get_file("x")
     server.close()
