@@ -42,16 +42,25 @@ def main() -> None:
     parser.add_argument("--size-bytes", type=int, default=200_000)
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.3)
+    parser.add_argument("--rounds", type=int, default=2, help="in turn; the best of each counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pictures(folder / "images", count=options.images, size_bytes=options.size_bytes)
         print(f"{platform.python_version()}, {os.cpu_count()} cores, {options}", file=sys.stderr)
-        with emulator(options.latency) as url:
-            sdk = measure_sdk(folder, url, options.concurrency)
-        with emulator(options.latency) as url:
-            ours = measure_pixscribe(folder, url, options.concurrency)
-    report(options.images, sdk, ours)
+        sdk, ours = list[Measured](), list[Measured]()
+        for _ in range(options.rounds):
+            with emulator(options.latency) as url:
+                sdk.append(measure_sdk(folder, url, options.concurrency))
+            with emulator(options.latency) as url:
+                ours.append(measure_pixscribe(folder, url, options.concurrency))
+            print(f"{sdk[-1].wall_s:.1f} s and {ours[-1].wall_s:.1f} s", file=sys.stderr)
+    report(options.images, best_of(sdk), best_of(ours))
+
+
+def best_of(rounds: Sequence[Measured]) -> Measured:
+    """The round that was disturbed least."""
+    return min(rounds, key=lambda measured: measured.wall_s)
 
 
 def measure_sdk(folder: Path, url: str, concurrency: int) -> Measured:
@@ -72,7 +81,7 @@ def measure_pixscribe(folder: Path, url: str, concurrency: int) -> Measured:
         "output": {"uri": str(folder / "out")},
     }
     (folder / "bench.yaml").write_text(yaml.safe_dump(config))
-    measured = run_process([str(BIN / "pixscribe"), "run", str(folder / "bench.yaml"), "--json"])
+    measured = run_process([str(BIN / "pixscribe"), "run", str(folder / "bench.yaml"), "--json", "--new"])
     summary = json.loads(measured.stdout.splitlines()[-1])
     assert summary["totals"]["images_ok"] == len(list((folder / "images").iterdir()))
     return measured

@@ -41,7 +41,7 @@ def draw(path: Path, rows: pd.DataFrame) -> Image.Image:
         pen.rectangle([scale * value for value in (row.xmin, row.ymin, row.xmax, row.ymax)], outline=LINE, width=2)
         for ring in row.polygons:
             pen.polygon([scale * value for value in ring], outline=(20, 20, 20), width=2)
-        place = (scale * row.xmin + 3, scale * row.ymin + 2)
+        place = (scale * row.xmin, scale * row.ymin - 18)
         pen.rectangle(pen.textbbox(place, row.label, font=font), fill="white")
         pen.text(place, row.label, fill=LINE, font=font)
     return image

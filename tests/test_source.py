@@ -86,16 +86,6 @@ def test_links_to_folders_are_not_followed_and_links_out_of_the_source_are_not_r
     assert errors(inside) == {"in.jpg": None, "out.jpg": "is a link that leads out of the source", "real.jpg": None}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; see test_permissions for a run as nobody")
-def test_a_folder_without_permission_becomes_a_reference(tmp_path: Path):
-    write(tmp_path / "closed/a.jpg").parent.chmod(0)
-    write(tmp_path / "open.jpg")
-    try:
-        assert errors(tmp_path) == {"closed/": "folder cannot be listed: Permission denied", "open.jpg": None}
-    finally:
-        (tmp_path / "closed").chmod(0o700)
-
-
 def test_a_source_with_nothing_in_it_is_refused_with_what_was_looked_for(tmp_path: Path):
     write(tmp_path / "notes.txt")
     with pytest.raises(ConfigError, match=r"holds no image that source\.include \(\*\.jpg, "):
