@@ -176,6 +176,7 @@ def emulate(
     options = EmulatorOptions(
         host=host, port=port, latency_s=latency, requests_per_minute=rpm, faults=faults, masks=masks, look=look
     )
+    say("the emulator's URL, for model.base_url, is on stdout; Ctrl-C ends it and shows its books")
     serve_forever(options)
     return 0
 

@@ -99,6 +99,15 @@ class ModelConfig(Section):
     resolution: Literal["low", "medium", "high", "ultra_high"] | None = None
     """How many tokens an image is turned into."""
 
+    @field_validator("transport")
+    @classmethod
+    def _url_is_to_come(cls, transport: str) -> str:
+        if transport == "url":
+            raise ValueError(
+                "needs a source of public URLs, which this version does not read; allowed: files, inline, auto"
+            )
+        return transport
+
     @field_validator("base_url")
     @classmethod
     def _is_an_origin(cls, base_url: str) -> str:

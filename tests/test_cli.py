@@ -1,15 +1,18 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from flows.prefect_server import prefect_api
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.run import list_runs
 from tests.conftest import ROOT, SAMPLES, MakeConfig, pixscribe, write_yaml
@@ -82,9 +85,18 @@ def test_closing_our_output_early_is_no_traceback():
 
 
 def test_the_demo_labels_the_samples_and_its_run_can_be_shown(tmp_path: Path, prefect_home: Path):
-    output = str(tmp_path / "out")
-    done = pixscribe("run", "configs/demo.yaml", "--output", output, "--json", PREFECT_HOME=str(prefect_home))
+    output, called = str(tmp_path / "out"), tmp_path / "called"
+    environment = {"PREFECT_HOME": str(prefect_home), "PYTHONPATH": str(watch_sockets(tmp_path, called))}
+    done = pixscribe("run", "configs/demo.yaml", "--output", output, "--json", **environment)
     assert done.returncode == 0, done.stderr
+    assert {line for line in called.read_text().splitlines() if not line.startswith("127.0.0.1")} == set()
+    assert task_runs_in(prefect_home) == [
+        *("ask objects about shard 00000", "ask objects about shard 00001"),
+        *("ask outlines about shard 00000", "ask outlines about shard 00001"),
+        *("publish results", "scan source"),
+        *("upload images of shard 00000", "upload images of shard 00001"),
+        *("write tables of shard 00000", "write tables of shard 00001"),
+    ]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["totals"]["images"] == summary["totals"]["images_ok"] == len(FILES)
     assert "shard 1 of 2: " in done.stderr
@@ -99,14 +111,25 @@ def test_the_demo_labels_the_samples_and_its_run_can_be_shown(tmp_path: Path, pr
     assert pq.read_table(f"{output}/images").num_rows == len(FILES)
 
 
-def test_some_failed_rows_are_exit_code_1(tmp_path: Path, prefect_home: Path):
+@pytest.fixture
+def prefect_server(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A standing server; the environment names it, as a user would."""
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
+    with prefect_api(print) as server:
+        assert server is not None
+        server.wait_ready()
+        yield server.url
+
+
+def test_some_failed_rows_are_exit_code_1_and_a_server_that_is_there_is_used(tmp_path: Path, prefect_server: str):
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.png").write_bytes(next(path for path in FILES if path.suffix == ".png").read_bytes())
     (source / "b.png").write_bytes(b"this is text and no picture")
     arguments = ["--source", str(source), "--output", str(tmp_path / "out"), "--json"]
-    done = pixscribe("run", "configs/demo.yaml", *arguments, PREFECT_HOME=str(prefect_home))
+    done = pixscribe("run", "configs/demo.yaml", *arguments, PREFECT_API_URL=prefect_server)
     assert done.returncode == 1, done.stderr
+    assert "starting Prefect's server" not in done.stderr
     assert json.loads(done.stdout)["totals"]["errors"] == {"unsupported_type": 2}
 
 
@@ -149,6 +172,26 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(make: MakeConfig, tmp_pat
         assert "resuming run" in done.stderr
         summary = json.loads(done.stdout)
         assert (summary["run"], summary["totals"]["images"]) == (killed["run"], len(FILES))
+
+
+def watch_sockets(folder: Path, log: Path) -> Path:
+    """A folder for PYTHONPATH that makes every Python process note whom it looks up and connects to."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def note(event, arguments):\n"
+        "    if event in ('socket.getaddrinfo', 'socket.connect'):\n"
+        "        host = arguments[0] if event == 'socket.getaddrinfo' else arguments[1]\n"
+        f"        open({str(log)!r}, 'a').write(str(host[0] if isinstance(host, tuple) else host) + '\\n')\n"
+        "sys.addaudithook(note)\n"
+    )
+    return folder
+
+
+def task_runs_in(prefect_home: Path) -> list[str]:
+    """The names of all completed task runs in a Prefect database, sorted."""
+    with closing(sqlite3.connect(prefect_home / "prefect.db")) as database:
+        rows = database.execute("select name from task_run where state_type = 'COMPLETED' order by name")
+        return [name for (name,) in rows]
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 90.0) -> None:

@@ -59,6 +59,12 @@ def test_a_frozen_config_reads_back_equal():
         pytest.param(
             'limits: {concurrency: "8"}', 'config: limits.concurrency: "8": should be a valid integer', id="text"
         ),
+        pytest.param(
+            "model: {transport: url}",
+            'config: model.transport: "url": needs a source of public URLs, which this version does not read; '
+            "allowed: files, inline, auto",
+            id="url-transport",
+        ),
         pytest.param("limits: 8", "config: limits: 8: should be a mapping of keys to values", id="not-a-section"),
         pytest.param("retry: {timeout_s: 0}", "config: retry.timeout_s: 0: should be greater than 0", id="no-time"),
         pytest.param(
