@@ -40,12 +40,12 @@ clean:
 	rm -rf .venv data/runs
 
 .venv/run: requirements.lock pyproject.toml | $(UV)
-	$(UV) pip install -q --require-hashes -r requirements.lock
-	$(UV) pip install -q --no-deps -e .
+	$(UV) pip install -q --python .venv/bin/python --require-hashes -r requirements.lock
+	$(UV) pip install -q --python .venv/bin/python --no-deps -e .
 	@touch $@
 
 .venv/dev: requirements-dev.lock .venv/run
-	$(UV) pip install -q --require-hashes -r requirements-dev.lock
+	$(UV) pip install -q --python .venv/bin/python --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(UV):

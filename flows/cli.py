@@ -22,6 +22,9 @@ from flows.console import print_run, print_runs, print_summary, say, stderr, std
 from pixscribe import __version__
 from pixscribe.config import json_schema, load_config
 from pixscribe.errors import ConfigError, RunError
+from pixscribe.prompts import make_question
+
+logger = logging.getLogger("pixscribe")
 
 app = App(
     name="pixscribe",
@@ -43,12 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _refuse(f"{error}; see pixscribe --help")
     except RunError as error:
         code = _refuse(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _refuse("interrupted", 130)
     except BrokenPipeError:
         # whoever read our output has left; Python would complain about it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception as error:
+        # a fault of ours or of the surroundings: still one sentence, and no exit code that means "done"
+        logger.debug("what led to it", exc_info=error)
+        code = _refuse(f"unexpected {type(error).__name__}: {error}; -v shows where".replace("\n", " "), 3)
+    except KeyboardInterrupt:
+        code = _refuse("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -96,6 +103,8 @@ def check(config: ConfigPath) -> int:
     Example: pixscribe check configs/demo.yaml
     """
     settings = load_config(config)
+    for prompt in settings.prompts:
+        make_question(prompt.name, prompt.kind, prompt.text, prompt.labels)
     prompts = ", ".join(f"{prompt.name} ({prompt.kind})" for prompt in settings.prompts)
     print(f"{config}: ok: {settings.source.uri} -> {settings.output.uri}, prompts {prompts}, {settings.model.name}")
     return 0
@@ -214,10 +223,9 @@ def _set_up_logging(verbose: bool) -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=stderr, show_path=False, show_level=False, markup=False, rich_tracebacks=False)
-    logger = logging.getLogger("pixscribe")
     logger.addHandler(handler)
     logger.propagate = False
-    logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
 def _print_json_lines(values: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pixscribe.config import EMULATOR
-from pixscribe.prices import PRICES_AS_OF
+from pixscribe.prices import PRICES, PRICES_AS_OF
 
 if TYPE_CHECKING:
     from pixscribe.run import RunSummary
@@ -18,7 +18,7 @@ stdout = Console(highlight=False, soft_wrap=True)
 
 def say(message: str) -> None:
     """One line on stderr about what is going on."""
-    stderr.print(message, markup=False)
+    stderr.print(message, markup=False, emoji=False)
 
 
 def print_summary(summary: "RunSummary", base_url: str, to: Console) -> None:
@@ -63,6 +63,8 @@ def _run_line(run: dict[str, Any]) -> tuple[str, ...]:
 def _describe_cost(summary: "RunSummary", base_url: str) -> str:
     totals = summary.totals
     tokens = f"{totals.input_tokens} input and {totals.output_tokens + totals.thought_tokens} output tokens"
+    if summary.model not in PRICES:
+        return f"unknown, no price for {summary.model} ({tokens})"
     note = "the emulator charges nothing" if base_url == EMULATOR else f"list prices of {PRICES_AS_OF}"
     return f"{totals.cost_usd:.4f} USD for {tokens} ({note})"
 

@@ -41,8 +41,8 @@ class ProgressDisplay:
         tally = self.session.tally
         if self._bar and self._task is not None:
             elapsed_s = time.monotonic() - self._started_s
-            total = tally.images_total or None
-            self._bar.update(self._task, total=total, completed=tally.images_done, live=_live_text(tally, elapsed_s))
+            total, done = tally.images_total or None, tally.images_before + tally.images_done
+            self._bar.update(self._task, total=total, completed=done, live=_live_text(tally, elapsed_s))
         elif not logger.isEnabledFor(logging.INFO):  # else the log says it
             self._print_new_lines(tally)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ import orjson
 
 from pixscribe.answers import PARSER_VERSION, parse_answer
 from pixscribe.config import ModelConfig
-from pixscribe.errors import AnswerError, ApiError, ImageError, PermissionRefused, RateLimited
+from pixscribe.errors import AnswerError, AuthenticationError, ImageError, PermissionRefused, RateLimited
 from pixscribe.gemini import GeminiClient, ImagePart, Interaction, interaction_body
 from pixscribe.limits import Limiter
 from pixscribe.prices import PRICES, estimate_input_tokens
@@ -17,6 +18,9 @@ from pixscribe.progress import Tally
 from pixscribe.prompts import Question
 from pixscribe.retry import RetryPolicy
 from pixscribe.types import ErrorCode, ParsedAnswer, ResponseStatus, Usage
+
+Renew = Callable[[], Awaitable[ImagePart | None]]
+"""Brings another copy of an image whose file is gone; None if there can be none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class _Trial:
         self.usage += interaction.usage
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
 
-    def answer(self, request_key: str, error: ApiError | None) -> Answer:
+    def answer(self, request_key: str, error: ImageError | None) -> Answer:
         """The row: with the last words of the model, also when they were of no use."""
         repaired = self.parsed is not None and is_repaired(self.parsed)
         status: ResponseStatus = "failed" if error else "repaired" if repaired else "ok"
@@ -114,25 +118,34 @@ class Asker:
         asked = [model.name, question.text, question.schema, self._generation_config(0), model.resolution, sent_sha256]
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    async def ask(self, question: Question, image: ImagePart, request_key: str) -> Answer:
+    async def ask(self, question: Question, image: ImagePart, request_key: str, renew: Renew) -> Answer:
         """Ask until there is a usable answer or the policy gives up, which makes a failed answer.
 
-        Raises `PermissionRefused`, which only the caller can tell apart (a file that is gone, or a key without rights),
-        and the errors that stop a run.
+        After a 403, `renew` is asked once for another copy of the image: the file may have expired. Raises
+        `AuthenticationError` if there is none or that is refused too, and whatever else stops a run.
         """
         trial = _Trial()
         try:
-            await self._policy.call(lambda _: self._attempt(question, image, trial))
-        except PermissionRefused:
-            raise
-        except ApiError as error:
+            await self._ask_with_renewal(question, image, trial, renew)
+        except PermissionRefused as error:
+            raise AuthenticationError(f"GEMINI_API_KEY may not use the model or its own files ({error})") from error
+        except ImageError as error:
             return trial.answer(request_key, error)
         return trial.answer(request_key, None)
+
+    async def _ask_with_renewal(self, question: Question, image: ImagePart, trial: _Trial, renew: Renew) -> None:
+        try:
+            await self._policy.call(lambda _: self._attempt(question, image, trial))
+        except PermissionRefused as refusal:
+            renewed = await renew()
+            if renewed is None:
+                raise refusal
+            await self._policy.call(lambda _: self._attempt(question, renewed, trial))
 
     async def _attempt(self, question: Question, image: ImagePart, trial: _Trial) -> None:
         # the same seed tends to repeat the same unusable answer
         body = self._body(question, image, seed_shift=trial.answers)
-        estimate = estimate_input_tokens(question.text, self._model.resolution)
+        estimate = estimate_input_tokens(question.text, question.schema, self._model.resolution)
         most_usd = self._cost_usd(Usage(estimate, self._model.max_output_tokens)) or 0.0
         async with self._limiter.question(input_tokens=estimate, cost_usd=most_usd) as taken:
             interaction = await self._send(body, trial)

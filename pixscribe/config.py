@@ -92,7 +92,7 @@ class ModelConfig(Section):
     """Thinking is billed as output; boxes and masks do not get better by it. null leaves it to the model."""
     max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """The answer is cut here, thinking included."""
-    seed: int | None = 7
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1000)] | None = 7
     """Sent with each question. The service does not promise the same answer for it."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """null leaves it to the model, as is advised for Gemini 3."""
@@ -298,11 +298,12 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key should be plain text", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 problem = f"the key {key_node.value!r} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -356,7 +357,8 @@ def _explain(detail: ErrorDetails) -> str:
     message = re.sub(r"^(Value error, |Input )", "", detail["msg"])
     if detail["type"] == "model_type":
         return f"{path}: {_short(detail['input'])}: should be a mapping of keys to values"
-    if not path or isinstance(detail["input"], dict):
+    # a URL may hold a password, which is not to be repeated
+    if not path or isinstance(detail["input"], dict) or path == "model.base_url":
         return f"{path}: {message}".lstrip(": ")
     return f"{path}: {_short(detail['input'])}: {message}"
 

@@ -7,11 +7,11 @@ Source: Gemini API documentation, "Interactions", "Files" and "Troubleshooting",
 import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -34,6 +34,8 @@ from pixscribe.errors import (
     UploadError,
 )
 from pixscribe.types import Usage
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """The granularity of resumable uploads: every chunk but the last is a multiple of it."""
@@ -123,7 +125,7 @@ class GeminiClient:
         reply = await self._send("POST", self._interactions_url, headers, body)
         if reply.status == 404:
             raise ModelUnknown(f"model.name: the service does not know the model: {_error_of(reply).message}")
-        return _read_interaction(_json_of(reply))
+        return _understood(_read_interaction, _json_of(reply))
 
     async def start_upload(self, *, name: str, size_bytes: int, mime_type: str, display_name: str | None) -> str:
         """Announce a file called `files/<name>`; returns the URL for its bytes, which needs no key."""
@@ -142,6 +144,8 @@ class GeminiClient:
         upload_url: str | None = reply.headers.get("x-goog-upload-url")
         if not upload_url:
             raise ServerUnavailable("the start of an upload was answered without an upload URL", status=reply.status)
+        if urlsplit(upload_url)[:2] != urlsplit(self._base_url)[:2]:
+            raise UploadError(f"the upload URL leads to {urlsplit(upload_url).netloc}, which nobody configured")
         return upload_url
 
     async def send_bytes(self, upload_url: str, data: bytes | memoryview, *, offset: int, last: bool) -> File | None:
@@ -156,12 +160,12 @@ class GeminiClient:
         if reply.status in (404, 410):
             raise ServerUnavailable("the upload session is gone", status=reply.status)
         _ok(reply)
-        return _read_file(_json_of(reply).get("file")) if last else None
+        return _understood(_read_file, _json_of(reply).get("file")) if last else None
 
     async def get_file(self, name: str) -> File:
         """The file `files/<name>`. Raises `PermissionRefused` if there is none: the service has no 404 for files."""
         reply = await self._send("GET", f"{self._base_url}/v1beta/files/{name}", self._key)
-        return _read_file(_json_of(reply))
+        return _understood(_read_file, _json_of(reply))
 
     async def list_files(self) -> AsyncIterator[File]:
         """Every file of the project, in pages of 100."""
@@ -170,7 +174,7 @@ class GeminiClient:
             url = f"{self._base_url}/v1beta/files?pageSize=100" + (f"&pageToken={token}" if token else "")
             page = _json_of(await self._send("GET", url, self._key))
             for file in page.get("files", []):
-                yield _read_file(file)
+                yield _understood(_read_file, file)
             token = page.get("nextPageToken", "")
             if not token:
                 return
@@ -187,7 +191,7 @@ class GeminiClient:
                 return await self._exchange(method, url, headers, content)
         except TimeoutError as error:
             raise ServerUnavailable(f"no complete answer within {self._timeout_s:g} s", code="timeout") from error
-        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             raise _network_error(error) from error
 
     async def _exchange(
@@ -216,7 +220,9 @@ def open_transport(base_url: str, *, concurrency: int) -> httpx.AsyncBaseTranspo
     proxy = _proxy_for(base_url)
     return httpx_aiohttp.AiohttpTransport(
         client=lambda: aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=concurrency, ttl_dns_cache=300, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(
+                limit=concurrency, ttl_dns_cache=300, keepalive_timeout=30, ssl=httpx.create_ssl_context()
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=proxy,
         )
@@ -233,14 +239,17 @@ def _proxy_for(base_url: str) -> str | None:
 async def upload_file(client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> File:
     """Upload in chunks, once, without retries; a name that is taken is answered with the file that has it.
 
-    Names come from the content, so "taken" means "already there". Raises `UploadError` if the service holds other bytes
-    under that name, besides what the single calls raise.
+    Names come from the content, so "taken" means "already there". Raises `FileConflict` if it is taken and yet nothing
+    is to be had under it (deleted, expired or of another project), besides what the single calls raise.
     """
     url = await client.start_upload(name=name, size_bytes=len(data), mime_type=mime_type, display_name=display_name)
     try:
         return await _send_chunks(client, url, data)
-    except FileConflict:
-        return await client.get_file(name)
+    except FileConflict as conflict:
+        try:
+            return await client.get_file(name)
+        except PermissionRefused:
+            raise conflict from None
 
 
 async def _send_chunks(client: GeminiClient, url: str, data: bytes) -> File:
@@ -406,7 +415,23 @@ def _count(value: Any) -> int:
         return 0
 
 
+def _understood(read: Callable[[Any], T], value: Any) -> T:
+    """One odd reply must cost one attempt, not the run: whatever form nobody foresaw is a fault of the server."""
+    try:
+        return read(value)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise ServerUnavailable(f"the service answered in a form that is not known: {error}", status=200) from error
+
+
 def _error_from(reply: _Reply) -> Exception:
+    try:
+        return _classify(reply)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError):
+        kind = ServerUnavailable if reply.status == 429 or reply.status >= 500 else RequestRefused
+        return kind(f"HTTP {reply.status} in a form that is not known", status=reply.status)
+
+
+def _classify(reply: _Reply) -> Exception:
     error = _error_of(reply)
     said = f"HTTP {reply.status} {error.code}: {error.message}"
     if reply.status in (401, 402) or _reason_of(error) == "API_KEY_INVALID":

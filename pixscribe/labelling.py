@@ -15,14 +15,14 @@ from typing import ParamSpec, TypeVar
 from pixscribe.asking import Answer, Asker, unasked
 from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel
 from pixscribe.config import RunConfig
-from pixscribe.errors import AuthenticationError, HopelessRun, ImageError, PermissionRefused, ReadError
-from pixscribe.gemini import ImagePart
+from pixscribe.errors import HopelessRun, ImageError, ReadError
+from pixscribe.gemini import File, ImagePart
 from pixscribe.image import ImageRules, prepare_image, read_header
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question
 from pixscribe.source import Shard, read_shard
 from pixscribe.storage import Storage, read_image
-from pixscribe.tables import Labelled, make_rows, write_shard
+from pixscribe.tables import Labelled, ShardRows, make_rows, write_shard
 from pixscribe.types import ErrorCode, ImageRef, PreparedImage
 from pixscribe.uploads import Uploader
 
@@ -42,22 +42,26 @@ AUTO_INLINE_BYTES = 1024 * 1024
 HOPELESS_IMAGES = 20
 """So many images have to fail in one way before that says something about the rest."""
 HOPELESS_CODES: frozenset[ErrorCode] = frozenset(
-    ("upload_failed", "rate_limited", "server_error", "timeout", "network_error", "request_refused")
+    (
+        *("upload_failed", "rate_limited", "server_error", "timeout", "network_error", "request_refused"),
+        *("truncated", "invalid_json", "invalid_answer"),
+    )
 )
+"""What comes from the service or the config. Bad images cost nothing, and a folder of them must not end the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyImage:
-    """An image that can be asked about: under a file's URI, or with its bytes in `image.data`."""
+    """An image that can be asked about: as a file of the service, or with its bytes in `image.data`."""
 
     image: PreparedImage
-    file_uri: str | None = None
+    file: File | None = None
 
     def part(self, resolution: str | None) -> ImagePart:
         """How it stands in a question."""
         mime_type = self.image.sent_mime_type
-        if self.file_uri is not None:
-            return ImagePart(mime_type, uri=self.file_uri, resolution=resolution)
+        if self.file is not None:
+            return ImagePart(mime_type, uri=self.file.uri, resolution=resolution)
         return ImagePart(mime_type, data=self.image.data, resolution=resolution)
 
 
@@ -118,7 +122,7 @@ class Labeller:
         work = await self._work(shard)
         labelled = [_labelled(work, index) for index in range(len(work.refs))]
         rows = await self._in_thread(make_rows, labelled, self.questions, work.uploads)
-        self._check_hope(rows.totals)
+        _check_hope(rows, self.questions)
         await self._in_thread(write_shard, self.storage, self.run_id, shard, rows)
         self._works.forget(shard.name)
         self.tally.shards_written.append(rows.totals.describe())
@@ -149,7 +153,7 @@ class Labeller:
             self._let_go(work, index)
             work.ready[index].set_result(error)
             return
-        if ready.file_uri is not None:
+        if ready.file is not None:
             ready = replace(ready, image=replace(ready.image, data=b""))
             self._let_go(work, index)
         work.ready[index].set_result(ready)
@@ -169,7 +173,7 @@ class Labeller:
         if self._travels_inline(image):
             return ReadyImage(image), False
         file, uploaded = await self.uploader.upload(image, ref.file_name)
-        return ReadyImage(image, file.uri), uploaded
+        return ReadyImage(image, file), uploaded
 
     def _travels_inline(self, image: PreparedImage) -> bool:
         size_bytes, transport = len(image.data), self.config.model.transport
@@ -196,27 +200,18 @@ class Labeller:
         return answer if asked_now else answer.for_another_name()
 
     async def _ask(self, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
-        resolution = self.config.model.resolution
-        try:
-            return await self.asker.ask(question, ready.part(resolution), key)
-        except PermissionRefused as error:
-            if ready.file_uri is None:
-                raise AuthenticationError(f"GEMINI_API_KEY may not use the model ({error})") from error
-        # the file may have expired; a second refusal is about the account
-        try:
-            renewed = await self._renew(ref, ready)
-            return await self.asker.ask(question, renewed.part(resolution), key)
-        except PermissionRefused as error:
-            raise AuthenticationError(f"GEMINI_API_KEY may not use the model or its own files ({error})") from error
-        except ImageError as error:
-            return replace(unasked(error), request_key=key)
+        part = ready.part(self.config.model.resolution)
+        return await self.asker.ask(question, part, key, lambda: self._renew(ref, ready))
 
-    async def _renew(self, ref: ImageRef, ready: ReadyImage) -> ReadyImage:
+    async def _renew(self, ref: ImageRef, ready: ReadyImage) -> ImagePart | None:
+        """Upload the image once more; None if it was not uploaded in the first place."""
+        if ready.file is None:
+            return None
         image = await self._prepare(ref)
         if image.sent_sha256 != ready.image.sent_sha256:
             raise ReadError("changed since it was uploaded, and the upload is gone", code="changed_during_run")
-        file = await self.uploader.upload_again(image, ref.file_name, ready.file_uri or "")
-        return replace(ready, file_uri=file.uri)
+        file = await self.uploader.upload_again(image, ref.file_name, ready.file)
+        return ReadyImage(image, file).part(self.config.model.resolution)
 
     def _let_go(self, work: ShardWork, index: int) -> None:
         held, work.held_bytes[index] = work.held_bytes[index], 0
@@ -231,13 +226,6 @@ class Labeller:
         self.tally.images_done += 1
         self.tally.images_failed += any(answer.status == "failed" for answer in answers.values())
         self.tally.objects += sum(len(answer.parsed.objects) for answer in answers.values() if answer.parsed)
-
-    def _check_hope(self, totals: Totals) -> None:
-        if totals.images < HOPELESS_IMAGES or totals.images_failed < totals.images or len(totals.errors) != 1:
-            return
-        code = next(iter(totals.errors))
-        if code in HOPELESS_CODES:
-            raise HopelessRun(f"all {totals.images} images of a shard failed with {code}")
 
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = functools.partial(function, *arguments, **named)
@@ -255,6 +243,18 @@ def _read_plain(uri: str, rules: ImageRules) -> PreparedImage | _Undecoded:
     data = read_image(uri)
     header = read_header(data, rules)
     return _Undecoded(data, header.decode_px) if header.needs_pixels else prepare_image(data, rules)
+
+
+def _check_hope(rows: ShardRows, questions: Sequence[Question]) -> None:
+    """Raise `HopelessRun` if a question failed in one and the same way for every image of a shard."""
+    for question in questions:
+        answers = [row for row in rows.responses if row["prompt"] == question.name]
+        codes = {row["error_code"] for row in answers}
+        if len(answers) >= HOPELESS_IMAGES and len(codes) == 1 and codes <= HOPELESS_CODES:
+            raise HopelessRun(
+                f"prompt {question.name!r} failed with {codes.pop()} for all {len(answers)} images of a shard, "
+                f"the first because: {answers[0]['error']}"
+            )
 
 
 def _labelled(work: ShardWork, index: int) -> Labelled:

@@ -43,8 +43,8 @@ class Rate:
 
 
 @dataclass(slots=True)
-class Question:
-    """A question that was let through. Set what it really took before the context ends."""
+class Reservation:
+    """What a question that was let through takes of the limits. Set what it really took before the context ends."""
 
     input_tokens: int
     cost_usd: float
@@ -53,7 +53,8 @@ class Question:
 class Limiter:
     """All limits of one process, in front of every single attempt.
 
-    `clock` is monotonic seconds, `today` gives the day in Pacific time; tests move both.
+    `clock` is monotonic seconds, `today` gives the day in Pacific time; tests move both. `spent_usd` is what the run
+    has cost before this process.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Limiter:
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
         today: Callable[[], str] = lambda: datetime.now(PACIFIC).date().isoformat(),
+        spent_usd: float = 0.0,
     ) -> None:
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._requests = Rate(limits.requests_per_minute)
         self._tokens = Rate(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._day = Day(limits.requests_per_day, today)
-        self.budget = Budget(limits.budget_usd)
+        self.budget = Budget(limits.budget_usd, spent_usd)
         self._clock = clock
         self._sleep = sleep
         self._paused_until_s = float("-inf")
@@ -80,7 +82,7 @@ class Limiter:
             yield
 
     @asynccontextmanager
-    async def question(self, *, input_tokens: int, cost_usd: float) -> AsyncIterator[Question]:
+    async def question(self, *, input_tokens: int, cost_usd: float) -> AsyncIterator[Reservation]:
         """A place in flight and a share of every quota, estimated now and corrected by what the caller sets.
 
         Raises `QuotaExhausted` and `BudgetExhausted` instead of letting a request through that would pass them.
@@ -88,7 +90,7 @@ class Limiter:
         async with self._slots, self.budget.reserve(cost_usd) as spent:
             self._day.count()
             await self._wait_turn(input_tokens)
-            taken = Question(input_tokens, 0.0)
+            taken = Reservation(input_tokens, 0.0)
             try:
                 yield taken
             finally:
@@ -132,10 +134,11 @@ class Day:
 class Budget:
     """Money: what is spent, and what the requests in flight may cost at most. The sum never passes the limit."""
 
-    def __init__(self, limit_usd: float | None) -> None:
+    def __init__(self, limit_usd: float | None, spent_usd: float = 0.0) -> None:
         self._limit_usd = limit_usd
         self._reserved_usd = 0.0
-        self.spent_usd = 0.0
+        self._in_flight = 0
+        self.spent_usd = spent_usd
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
@@ -149,7 +152,9 @@ class Budget:
         try:
             yield spent
         finally:
-            self._reserved_usd -= cost_usd
+            self._in_flight -= 1
+            # sums and differences of floats leave crumbs, which must not outlive the last reservation
+            self._reserved_usd = self._reserved_usd - cost_usd if self._in_flight else 0.0
             self.spent_usd += sum(spent)
             if self._limit_usd is not None:
                 async with self._changed:
@@ -158,13 +163,14 @@ class Budget:
     async def _admit(self, cost_usd: float) -> None:
         if self._limit_usd is not None:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._fits(cost_usd) or self._reserved_usd <= 0)
+                await self._changed.wait_for(lambda: self._fits(cost_usd) or self._in_flight == 0)
             if not self._fits(cost_usd):
                 raise BudgetExhausted(
                     f"limits.budget_usd: {self.spent_usd:.4f} of {self._limit_usd:g} USD are spent, "
                     f"and the next request may cost {cost_usd:.4f}"
                 )
         self._reserved_usd += cost_usd
+        self._in_flight += 1
 
     def _fits(self, cost_usd: float) -> bool:
         return self._limit_usd is None or self.spent_usd + self._reserved_usd + cost_usd <= self._limit_usd

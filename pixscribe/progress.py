@@ -13,6 +13,8 @@ class Tally:
     """Live counters of one process, written by the engine's thread only, read by any."""
 
     images_total: int = 0
+    images_before: int = 0
+    """Of shards that an earlier process committed."""
     images_done: int = 0
     images_failed: int = 0
     uploads: int = 0

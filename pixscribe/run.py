@@ -5,6 +5,8 @@
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
 """
 
+import asyncio
+import logging
 import os
 import re
 import time
@@ -32,8 +34,10 @@ from pixscribe.prompts import Question, make_question
 from pixscribe.retry import RetryPolicy
 from pixscribe.source import Shard, count_manifest, cut_shards, require_images, write_manifest
 from pixscribe.storage import Storage, open_storage
-from pixscribe.tables import is_written, read_totals
+from pixscribe.tables import read_totals, written_shards
 from pixscribe.uploads import Uploader
+
+logger = logging.getLogger(__name__)
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TABLES = ("images", "responses", "annotations")
@@ -133,11 +137,12 @@ async def open_run(config: RunConfig, *, run_id: str | None = None, new: bool = 
 
     `run_id` names the run; `new` begins one even if an older one could be taken up. Raises `RunError`.
     """
-    check_before(config)
+    await asyncio.to_thread(check_before, config)
     storage = open_storage(config.output.uri)
     run, config = _find_or_begin(storage, config, run_id, new)
     with _emulator_if_named(config) as base_url:
-        session = await engine().run(_open_session(run, config, storage, base_url))
+        spent_usd = await asyncio.to_thread(lambda: add_up(storage, run.id).cost_usd)
+        session = await engine().run(_open_session(run, config, storage, base_url, spent_usd))
         _sessions[run.id] = session
         try:
             yield run
@@ -156,9 +161,9 @@ def scan_source(run: Run) -> list[Shard]:
         write_manifest(storage, key, session.config.source, shard_size)
     session.tally.images_total = count_manifest(storage, key)
     shards = cut_shards(session.tally.images_total, shard_size)
-    done = [shard for shard in shards if is_written(storage, run.id, shard)]
-    session.tally.images_done = sum(shard.stop - shard.start for shard in done)
-    to_do = [shard for shard in shards if shard not in set(done)]
+    done = written_shards(storage, run.id)
+    to_do = [shard for shard in shards if shard.name not in done]
+    session.tally.images_before = session.tally.images_total - sum(shard.stop - shard.start for shard in to_do)
     session.tally.shards_total = len(to_do)
     return to_do
 
@@ -198,7 +203,8 @@ def add_up(storage: Storage, run_id: str) -> Totals:
 def list_runs(output_uri: str) -> list[dict[str, Any]]:
     """Every run of an output, oldest first: `run.json` of the complete ones, counts so far of the others."""
     storage = open_storage(output_uri)
-    return [describe_run(output_uri, name) for name in storage.list("runs") if RUN_ID.fullmatch(name)]
+    names = [name for name in storage.list("runs") if RUN_ID.fullmatch(name)]
+    return [_describe_or_say(output_uri, name) for name in names if storage.exists(f"runs/{name}/config.yaml")]
 
 
 def describe_run(output_uri: str, run_id: str) -> dict[str, Any]:
@@ -211,6 +217,15 @@ def describe_run(output_uri: str, run_id: str) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError) as error:
         raise OutputError(f"{storage.uri_of(f'runs/{run_id}/run.json')}: cannot be read: {error}") from error
     return dict(summary)
+
+
+def _describe_or_say(output_uri: str, run_id: str) -> dict[str, Any]:
+    """One run that cannot be read must not hide the others."""
+    try:
+        return describe_run(output_uri, run_id)
+    except (ConfigError, OutputError) as error:
+        logger.error("%s", error)
+        return {"run": run_id, "status": "unreadable", "totals": asdict(Totals())}
 
 
 def locate_run(run: str) -> tuple[str, str]:
@@ -251,12 +266,12 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
         yield emulator.url
 
 
-async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str) -> Session:
+async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str, spent_usd: float) -> Session:
     """On the engine's loop, to which the HTTP client and the limiter then belong."""
     tally = Tally()
     transport = open_transport(base_url, concurrency=config.limits.concurrency)
     client = GeminiClient(transport, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
-    limiter = Limiter(config.limits)
+    limiter = Limiter(config.limits, spent_usd=spent_usd)
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
     labeller = Labeller(
         run_id=run.id,
@@ -278,7 +293,9 @@ def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new:
     if found is None:
         found = Run(run_id or _new_id(storage, config), storage.uri)
         if storage.exists(found.key("config.yaml")):
-            raise ConfigError(f"--run-id: the run {found.id!r} exists already in {storage.uri}")
+            raise ConfigError(
+                f"--run-id: the run {found.id!r} exists already in {storage.uri}, complete or of another config"
+            )
     else:
         # shards must be cut as they were; limits and retries may have been changed in order to go on
         before = read_config(storage, found.id)
@@ -290,7 +307,11 @@ def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new:
 def read_config(storage: Storage, run_id: str) -> RunConfig:
     """The config that a run froze."""
     origin = storage.uri_of(f"runs/{run_id}/config.yaml")
-    return make_config(parse_yaml(storage.read(f"runs/{run_id}/config.yaml").decode(), origin=origin), origin=origin)
+    try:
+        text = storage.read(f"runs/{run_id}/config.yaml").decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: is not UTF-8 text") from error
+    return make_config(parse_yaml(text, origin=origin), origin=origin)
 
 
 def _find_unfinished(storage: Storage, config: RunConfig, run_id: str | None) -> Run | None:
@@ -301,8 +322,10 @@ def _find_unfinished(storage: Storage, config: RunConfig, run_id: str | None) ->
             continue
         try:
             digest = config_digest(read_config(storage, name))
-        except ConfigError:
-            continue  # of a version that wrote other configs
+        except ConfigError as error:
+            # of another version, or damaged: not to be taken up, and not to be passed over in silence either
+            logger.error("an unfinished run is left alone: %s", error)
+            continue
         if digest == config_digest(config):
             return Run(name, storage.uri, is_resumed=True)
     return None

@@ -50,12 +50,14 @@ def scan(source: SourceConfig) -> Iterator[ImageRef]:
 def require_images(source: SourceConfig) -> None:
     """Raise `ConfigError`, with what to do, if the source holds nothing to label."""
     if next(scan(source), None) is None:
-        patterns = ", ".join(source.include)
-        raise ConfigError(f"source.uri: {source.uri!r} holds no image that source.include ({patterns}) takes")
+        raise _no_images(source)
 
 
 def write_manifest(storage: Storage, key: str, source: SourceConfig, shard_size: int) -> int:
-    """Scan the source into a Parquet file; returns the number of images. Row groups hold whole shards."""
+    """Scan the source into a Parquet file; returns the number of images. Row groups hold whole shards.
+
+    Raises `ConfigError` if there is none.
+    """
     group_size = shard_size * max(1, ROWS_PER_GROUP // shard_size)
     count = 0
     refs = scan(source)
@@ -63,6 +65,8 @@ def write_manifest(storage: Storage, key: str, source: SourceConfig, shard_size:
         while batch := list(islice(refs, group_size)):
             writer.write_table(_manifest_table(batch), row_group_size=group_size)
             count += len(batch)
+        if count == 0:
+            raise _no_images(source)
     return count
 
 
@@ -87,6 +91,11 @@ def read_shard(output_uri: str, key: str, shard: Shard) -> list[ImageRef]:
     return list(group.refs[shard.start - group.start : shard.stop - group.start])
 
 
+def _no_images(source: SourceConfig) -> ConfigError:
+    patterns = ", ".join(source.include)
+    return ConfigError(f"source.uri: {source.uri!r} holds no image that source.include ({patterns}) takes")
+
+
 @dataclass(frozen=True, slots=True)
 class _RowGroup:
     start: int
@@ -101,7 +110,7 @@ def _walk(source: SourceConfig) -> Iterator[ImageRef]:
         raise ConfigError(f"source.uri: {source.uri!r} does not exist") from error
     except NotADirectoryError as error:
         raise ConfigError(f"source.uri: {source.uri!r} is no folder") from error
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"source.uri: {source.uri!r} cannot be listed: {error}") from error
 
 

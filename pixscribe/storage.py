@@ -6,7 +6,9 @@ addressed by key but by its exact, percent-encoded URI.
 
 import builtins
 import os
+import shutil
 import stat
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,11 +18,14 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote, unquote_to_bytes
 from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pixscribe.errors import DecodeError, OutputError, ReadError
 from pixscribe.types import ImageRef
 
+SPOOLED_BYTES = 16 * 1024 * 1024
+"""What is written to a bucket waits in memory up to this size, then in a temporary file."""
 MAX_IMAGE_BYTES = 512 * 1024 * 1024
 """A larger file is no image that a model would be asked about, and one that has to fit into memory."""
 
@@ -93,7 +98,7 @@ def read_image(uri: str) -> bytes:
     """
     try:
         return _read_object(uri) if uri.startswith("s3://") else _read_file(_local_path(uri))
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise ReadError(f"cannot be read: {_reason(error)}") from error
 
 
@@ -114,14 +119,15 @@ class Folder(Storage):
         # no reader of the tables takes a name with a leading dot and this ending for a part
         beside = path.parent / f".{path.name}.{uuid4().hex[:12]}.tmp"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
+            with _translated(str(path), "written"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with beside.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(path)
+                _sync_folder(path.parent)
+        except FileNotFoundError as error:
             raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
         finally:
             with suppress(OSError):
@@ -129,7 +135,7 @@ class Folder(Storage):
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
-        with (self.root / key).open("rb") as file:
+        with _translated(str(self.root / key), "read"), (self.root / key).open("rb") as file:
             yield file
 
     def exists(self, key: str) -> bool:
@@ -137,14 +143,14 @@ class Folder(Storage):
 
     def list(self, folder: str) -> builtins.list[str]:
         try:
-            return sorted(entry.name for entry in (self.root / folder).iterdir() if not entry.name.startswith("."))
+            with _translated(str(self.root / folder), "listed"):
+                return sorted(entry.name for entry in (self.root / folder).iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise OutputError(f"{self.root / folder}: cannot be listed: {_reason(error)}") from error
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        with _translated(str(self.root / key), "deleted"):
+            (self.root / key).unlink(missing_ok=True)
 
 
 class Bucket(Storage):
@@ -162,31 +168,29 @@ class Bucket(Storage):
 
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
-        try:
-            stream = _s3(self.root).open_output_stream(self._path(key))
-            yield cast(BinaryIO, stream)
-            # not closed when the block above raised: an upload that is not completed leaves nothing to see
-            stream.close()
-        except OSError as error:
-            raise OutputError(f"{self.uri_of(key)}: cannot be written: {_reason(error)}") from error
+        # Arrow completes an upload even when it is dropped half-way, so nothing is sent before all of it is there
+        with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as spooled:
+            yield cast(BinaryIO, spooled)
+            spooled.seek(0)
+            with _translated(self.uri_of(key), "written"), _s3(self.root).open_output_stream(self._path(key)) as stream:
+                shutil.copyfileobj(spooled, stream, SPOOLED_BYTES)
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
-        with _s3(self.root).open_input_file(self._path(key)) as file:
+        with _translated(self.uri_of(key), "read"), _s3(self.root).open_input_file(self._path(key)) as file:
             yield cast(BinaryIO, file)
 
     def exists(self, key: str) -> bool:
-        return bool(_s3(self.root).get_file_info(self._path(key)).type == pafs.FileType.File)
+        with _translated(self.uri_of(key), "looked up"):
+            return bool(_s3(self.root).get_file_info(self._path(key)).type == pafs.FileType.File)
 
     def list(self, folder: str) -> builtins.list[str]:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        try:
+        with _translated(self.uri_of(folder), "listed"):
             return sorted(info.base_name for info in _s3(self.root).get_file_info(selector))
-        except OSError as error:
-            raise OutputError(f"{self.uri_of(folder)}: cannot be listed: {_reason(error)}") from error
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _translated(self.uri_of(key), "deleted"):
             _s3(self.root).delete_file(self._path(key))
 
     def _path(self, key: str) -> str:
@@ -300,5 +304,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+@contextmanager
+def _translated(place: str, done: str) -> Iterator[None]:
+    """What a place refuses comes out as `OutputError`; only "not there" stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{place}: cannot be {done}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | pa.ArrowException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

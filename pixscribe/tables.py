@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixscribe.asking import Answer
-from pixscribe.errors import AnswerError, ImageError
+from pixscribe.errors import AnswerError, ImageError, OutputError
 from pixscribe.geometry import place_objects
 from pixscribe.progress import Totals
 from pixscribe.prompts import Question
@@ -133,16 +133,21 @@ def write_shard(storage: Storage, run_id: str, shard: Shard, rows: ShardRows) ->
     _write_part(storage, part_key("images", run_id, shard), IMAGES, rows.images)
 
 
-def is_written(storage: Storage, run_id: str, shard: Shard) -> bool:
-    """Whether the shard was committed."""
-    return storage.exists(part_key("images", run_id, shard))
+def written_shards(storage: Storage, run_id: str) -> set[str]:
+    """The names of the shards that were committed."""
+    parts = storage.list(f"images/run={run_id}")
+    return {part.removeprefix("shard-").removesuffix(".parquet") for part in parts if part.endswith(".parquet")}
 
 
 def read_totals(storage: Storage, run_id: str, part: str) -> Totals:
     """What a committed shard came to, from the footer of its responses (`part` is the file's name)."""
-    with storage.open(f"responses/run={run_id}/{part}") as file:
-        metadata = pq.read_schema(file).metadata or {}
-    return Totals.from_json(metadata[TOTALS_KEY])
+    key = f"responses/run={run_id}/{part}"
+    try:
+        with storage.open(key) as file:
+            metadata = pq.read_schema(file).metadata or {}
+        return Totals.from_json(metadata[TOTALS_KEY])
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}") from error
 
 
 def part_key(table: str, run_id: str, shard: Shard) -> str:
@@ -204,7 +209,7 @@ def _image_row(one: Labelled, answers: Sequence[Answer]) -> Row:
         "sent_height": image and image.sent_height,
         "status": status,
         "error_code": failed and failed.error_code,
-        "error": failed and failed.error,
+        "error": _text(failed.error) if failed else None,
     }
 
 

@@ -1,5 +1,6 @@
 """Source and output in a bucket, on a real S3 server."""
 
+import gc
 import hashlib
 import subprocess
 import sys
@@ -89,6 +90,21 @@ async def test_a_bucket_that_is_not_there_is_one_sentence(make: MakeConfig, buck
         await annotate(make(source={"uri": "s3://none/x"}))
     with pytest.raises(OutputError, match=r"s3://none/out/.*cannot be written"):
         await annotate(make(output={"uri": "s3://none/out"}))
+
+
+def test_a_write_to_a_bucket_that_fails_half_way_leaves_nothing(bucket: pafs.S3FileSystem):
+    storage = open_storage("s3://tables/half")
+
+    def write_half(size_bytes: int) -> None:
+        with storage.create("a.parquet") as file:
+            file.write(bytes(size_bytes))
+            raise RuntimeError
+
+    for size_bytes in (10, 30_000_000):
+        with pytest.raises(RuntimeError):
+            write_half(size_bytes)
+        gc.collect()
+        assert storage.list("") == []
 
 
 def test_a_key_can_be_written_listed_read_and_deleted(bucket: pafs.S3FileSystem):

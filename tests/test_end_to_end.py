@@ -304,9 +304,10 @@ async def test_the_built_in_emulator_needs_no_key(make: MakeConfig, monkeypatch:
 
 
 async def test_an_unknown_model_ends_the_run(make: MakeConfig, emulator: Emulator):
-    with pytest.raises(ModelUnknown):
-        await annotate(make(model={"name": "gemni-3"}))
-    assert len(emulator.books.questions) <= 64
+    config = make(model={"name": "gemni-3"})
+    with pytest.raises(ModelUnknown, match=r"model\.name: the service does not know"):
+        await annotate(config)
+    assert not (Path(config.output.uri) / "images").exists()
 
 
 async def test_a_budget_for_a_model_without_a_price_is_refused(make: MakeConfig):
@@ -364,9 +365,30 @@ async def test_a_cut_answer_keeps_its_complete_objects_and_says_so(make: MakeCon
 
 
 async def test_a_file_that_is_gone_from_the_service_is_uploaded_once_more(make: MakeConfig, emulator: Emulator):
-    config = make(source={"uri": str(SAMPLES), "limit": 1}, prompts=[{"name": "objects", "kind": "detect"}])
-    emulator.script("file_gone_403")
+    config = make(source={"uri": str(SAMPLES), "limit": 1})
+    emulator.script("file_gone_403", "file_gone_403")
     assert (await annotate(config)).is_all_ok
+    # both questions found out, and one upload served both
+    assert emulator.books.by_endpoint["upload.start"] == 2
+
+
+@pytest.mark.parametrize(
+    "fault", ["upload_409", "upload_processing", "upload_lost_finalize", "upload_500", "upload_reset"]
+)
+async def test_an_upload_that_goes_wrong_once_ends_well(make: MakeConfig, emulator: Emulator, fault: str):
+    config = make(source={"uri": str(SAMPLES), "limit": 1})
+    emulator.script(fault)
+    assert (await annotate(config)).is_all_ok
+
+
+@pytest.mark.parametrize("fault", ["upload_failed_state", "upload_wrong_hash", "upload_no_uri"])
+async def test_an_upload_that_cannot_be_used_is_a_row(make: MakeConfig, emulator: Emulator, fault: str):
+    config = make(source={"uri": str(SAMPLES), "limit": 1})
+    emulator.script(fault)
+    await annotate(config)
+    [row] = pq.read_table(f"{config.output.uri}/images").to_pylist()
+    assert (row["status"], row["error_code"]) == ("failed", "upload_failed")
+    assert emulator.books.questions == []
 
 
 async def test_a_key_that_loses_its_rights_ends_the_run(make: MakeConfig, emulator: Emulator):

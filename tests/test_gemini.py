@@ -30,6 +30,7 @@ from pixscribe.gemini import (
     _error_from,
     _read_interaction,
     _Reply,
+    _understood,
     interaction_body,
     open_transport,
     upload_file,
@@ -247,6 +248,33 @@ def test_the_wait_is_found_wherever_it_is_said(
 )
 def test_both_forms_of_an_error_are_understood(status: int, error: dict[str, object], expected: type[Exception]):
     assert type(_error_from(_Reply(status, httpx.Headers(), orjson.dumps({"error": error})))) is expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"steps": 5},
+        {"steps": [{"type": "model_output", "content": 5}]},
+        {"usage": [1]},
+        {"errors": 3, "status": "failed"},
+    ],
+)
+def test_an_answer_of_a_form_that_nobody_foresaw_costs_one_attempt(body: dict[str, object]):
+    with pytest.raises(ServerUnavailable, match="in a form that is not known"):
+        _understood(_read_interaction, body)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"details": 5},
+        {"details": [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": ["x"]}]},
+        {"message": "Please retry in 1.2.3s."},
+    ],
+)
+def test_a_429_of_a_form_that_nobody_foresaw_is_asked_again(error: dict[str, object]):
+    found = _error_from(_Reply(429, httpx.Headers(), orjson.dumps({"error": error})))
+    assert isinstance(found, RateLimited | ServerUnavailable)
 
 
 def test_a_redirect_is_not_followed_and_its_host_is_named():

@@ -99,6 +99,22 @@ async def test_the_budget_is_not_passed_even_by_the_requests_in_flight():
         await ask(limiter, cost_usd=0.3)
 
 
+async def test_a_budget_that_is_used_up_ends_even_if_floats_leave_crumbs():
+    # 0.1 + 0.2 - 0.1 - 0.2 is not 0 in floats, and waiting for it would never end
+    prices = [0.1, 0.2, 0.3, 0.7, 0.1, 0.2, 0.3, 0.7]
+    limiter = Limiter(LimitsConfig(budget_usd=0.65, requests_per_minute=1e7, concurrency=8))
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*(ask(limiter, cost_usd=price) for price in prices), return_exceptions=True)
+    assert any(isinstance(result, BudgetExhausted) for result in results)
+    assert limiter.budget.spent_usd <= 0.65
+
+
+async def test_what_a_run_cost_before_counts():
+    limiter = Limiter(LimitsConfig(budget_usd=1.0), spent_usd=0.9)
+    with pytest.raises(BudgetExhausted, match=r"0\.9000 of 1 USD"):
+        await ask(limiter, cost_usd=0.2)
+
+
 async def test_what_came_in_cheaper_than_reserved_makes_room_for_others():
     budget = Budget(1.0)
 
