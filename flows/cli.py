@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         code = _refuse(str(error), error.exit_code)
     except BrokenPipeError:
-        # whoever read our output has left; Python would complain about it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         code = 1
     except Exception as error:
         # a fault of ours or of the surroundings: still one sentence, and no exit code that means "done"
@@ -90,10 +89,16 @@ def run(
     from flows.runner import run_here
 
     summary = run_here(settings, run_id=run_id, new=new)
-    print_summary(summary, settings.model.base_url, stderr if json else stdout)
-    if json:
-        print(orjson.dumps(asdict(summary)).decode())
-    return 0 if summary.is_all_ok else 1
+    code = 0 if summary.is_all_ok else 1
+    try:
+        print_summary(summary, settings.model.base_url, stderr if json else stdout)
+        if json:
+            print(orjson.dumps(asdict(summary)).decode(), flush=True)
+    except OSError as error:
+        # the run is complete, whatever becomes of its summary
+        say(f"pixscribe: run {summary.run} is complete, but stdout cannot be written: {error.strerror}")
+        _leave_stdout()
+    return code
 
 
 @app.command
@@ -186,8 +191,16 @@ def emulate(
         host=host, port=port, latency_s=latency, requests_per_minute=rpm, faults=faults, masks=masks, look=look
     )
     say("the emulator's URL, for model.base_url, is on stdout; Ctrl-C ends it and shows its books")
-    serve_forever(options)
+    try:
+        serve_forever(options)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from error
     return 0
+
+
+def _leave_stdout() -> None:
+    """Nobody reads it any more; Python would complain about that once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _changes(source: str | None, output: str | None, limit: int | None, sets: Sequence[str]) -> dict[str, Any]:
@@ -198,8 +211,8 @@ def _changes(source: str | None, output: str | None, limit: int | None, sets: Se
             raise ConfigError(f"--set {text}: should be key.path=value")
         try:
             changes[key_path.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is not YAML") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {key_path}: the value is not YAML") from error
     named = {"source.uri": source, "output.uri": output, "source.limit": limit}
     return changes | {key_path: value for key_path, value in named.items() if value is not None}
 

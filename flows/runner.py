@@ -35,7 +35,7 @@ class Interrupted(RunError):
 
 def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
     """Annotate, and return what came of it. Raises `RunError`, `Interrupted` among them."""
-    check_before(config)
+    check_before(config, run_id)
     with prefect_api(say) as server:
         job = FlowThread(config, run_id, new)
         if server:

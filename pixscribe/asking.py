@@ -1,5 +1,6 @@
 """One question about one image: asked, repeated when that can help, understood, and counted."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
@@ -108,6 +109,8 @@ class Asker:
         self._model = model
         self._tally = tally
         self._price = PRICES.get(model.name)
+        self.on_wire: set[asyncio.Task[object] | None] = set()
+        """Tasks that have sent something: it will be billed, so its answer is worth waiting for."""
 
     def request_key(self, question: Question, sent_sha256: str) -> str:
         """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
@@ -131,6 +134,8 @@ class Asker:
             raise AuthenticationError(f"GEMINI_API_KEY may not use the model or its own files ({error})") from error
         except ImageError as error:
             return trial.answer(request_key, error)
+        finally:
+            self.on_wire.discard(asyncio.current_task())
         return trial.answer(request_key, None)
 
     async def _ask_with_renewal(self, question: Question, image: ImagePart, trial: _Trial, renew: Renew) -> None:
@@ -158,6 +163,7 @@ class Asker:
             raise AnswerError("the answer was cut off; its complete part is kept", code="truncated")
 
     async def _send(self, body: bytes, trial: _Trial) -> Interaction:
+        self.on_wire.add(asyncio.current_task())
         self._tally.requests += 1
         trial.attempts += 1
         trial.asked_at = datetime.now(UTC)
@@ -191,6 +197,15 @@ class Asker:
             "seed": None if model.seed is None else model.seed + seed_shift,
             "temperature": model.temperature,
         }
+
+
+def read_again(answer: Answer, question: Question) -> Answer:
+    """Understand the stored words of an answer once more."""
+    try:
+        parsed = parse_answer(answer.text or "", question.kind, question.labels)
+    except AnswerError:
+        return answer
+    return replace(answer, parsed=replace(parsed, truncated=True) if answer.error_code == "truncated" else parsed)
 
 
 def is_repaired(parsed: ParsedAnswer) -> bool:

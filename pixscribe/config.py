@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+import pathspec
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -58,6 +59,16 @@ class SourceConfig(Section):
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
         return _check_scheme(uri, "a folder or s3://bucket/prefix")
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _are_globs(cls, globs: tuple[str, ...]) -> tuple[str, ...]:
+        for glob in globs:
+            try:
+                pathspec.PathSpec.from_lines("gitignore", [glob])
+            except ValueError:
+                raise ValueError(f"{glob!r} is no gitignore-style glob") from None
+        return globs
 
     @field_validator("only_new")
     @classmethod
@@ -111,11 +122,15 @@ class ModelConfig(Section):
     @field_validator("base_url")
     @classmethod
     def _is_an_origin(cls, base_url: str) -> str:
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("should be an http(s) URL or `emulator`") from None
         if base_url != EMULATOR and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError("should be an http(s) URL or `emulator`")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("should hold no user, password or query; the key comes from GEMINI_API_KEY")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("should hold no user, password, query or fragment; the key comes from GEMINI_API_KEY")
         return base_url.rstrip("/")
 
 
@@ -272,6 +287,13 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
+def with_absolute_uris(config: RunConfig) -> RunConfig:
+    """The same config, meaning the same places from every working directory."""
+    source = config.source.model_copy(update={"uri": _absolute(config.source.uri)})
+    output = config.output.model_copy(update={"uri": _absolute(config.output.uri)})
+    return config.model_copy(update={"source": source, "output": output})
+
+
 def config_digest(config: RunConfig) -> str:
     """Eight hex digits that are equal for configs that ask the same about the same images into the same place.
 
@@ -417,9 +439,11 @@ def _all_key_paths(section: type[Section], prefix: str) -> Iterator[str]:
 
 
 def _check_scheme(uri: str, allowed: str) -> str:
-    scheme = uri.split("://", 1)[0].lower() if "://" in uri else "file"
+    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
     if scheme not in ("file", "s3"):
         raise ValueError(f"should be {allowed}")
+    if uri.startswith("file://") and not uri.startswith("file:///"):
+        raise ValueError("should be file:/// and an absolute path")
     if scheme == "s3" and not urlsplit(uri).netloc:
         raise ValueError("should name a bucket after s3://")
     if "\0" in uri:
@@ -435,7 +459,11 @@ def _overlaps(source_uri: str, output_uri: str) -> bool:
     return any(place[: len(source)] == source for place in written)
 
 
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def _place(uri: str) -> tuple[str, ...]:
-    if uri.lower().startswith("s3://"):
+    if uri.startswith("s3://"):
         return ("s3:", *(part for part in uri[5:].split("/") if part))
     return ("file:", *(part for part in os.path.realpath(uri.removeprefix("file://")).split("/") if part))

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
-from pixscribe.asking import Answer, Asker, unasked
+from pixscribe.asking import Answer, Asker, read_again, unasked
 from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel
 from pixscribe.config import RunConfig
 from pixscribe.errors import HopelessRun, ImageError, ReadError
 from pixscribe.gemini import File, ImagePart
 from pixscribe.image import ImageRules, prepare_image, read_header
+from pixscribe.journal import Journal
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question
 from pixscribe.source import Shard, read_shard
@@ -39,6 +40,8 @@ INLINE_LIMIT_BYTES = 14 * 1024 * 1024
 """Base64 makes four bytes of three, and a request must stay below 20 MB."""
 AUTO_INLINE_BYTES = 1024 * 1024
 """Below this many bytes over all prompts, sending an image with each question beats two more requests to upload it."""
+GRACE_S = 5.0
+"""How long a stopped run waits for answers to what it has sent."""
 HOPELESS_IMAGES = 20
 """So many images have to fail in one way before that says something about the rest."""
 HOPELESS_CODES: frozenset[ErrorCode] = frozenset(
@@ -69,10 +72,13 @@ class ReadyImage:
 class ShardWork:
     """What one shard has come to, between its stages."""
 
+    shard: str
     refs: list[ImageRef]
     ready: list[asyncio.Future[ReadyImage | ImageError]]
     answers: list[dict[str, Answer]]
     held_bytes: list[int]
+    journaled: dict[str, Answer]
+    """What an earlier process was answered, by request key."""
     uploads: int = 0
 
 
@@ -95,9 +101,11 @@ class Labeller:
     storage: Storage
     asker: Asker
     uploader: Uploader
+    journal: Journal
     tally: Tally
     _works: SingleFlight[ShardWork] = field(default_factory=SingleFlight)
     _asked: SingleFlight[Answer] = field(default_factory=SingleFlight)
+    _asking: set[asyncio.Task[Answer]] = field(default_factory=set)
     _bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
@@ -125,13 +133,23 @@ class Labeller:
         _check_hope(rows, self.questions)
         await self._in_thread(write_shard, self.storage, self.run_id, shard, rows)
         self._works.forget(shard.name)
+        await self.journal.forget(shard.name)
         self.tally.shards_written.append(rows.totals.describe())
         logger.info("shard %s: %s", shard.name, rows.totals.describe())
         return rows.totals
 
-    def close(self) -> None:
-        """Let the threads go."""
+    async def finish(self) -> None:
+        """Wait a moment for answers that will be billed, give up the other questions, and write the journal."""
+        sent = [task for task in self._asking if task in self.asker.on_wire]
+        for task in self._asking - set(sent):
+            task.cancel()
+        if sent:
+            await asyncio.wait(sent, timeout=GRACE_S)
+        for task in sent:
+            task.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        await self.journal.flush()
 
     async def _work(self, shard: Shard) -> ShardWork:
         work, _ = await self._works.once(shard.name, lambda: self._open_work(shard))
@@ -141,7 +159,8 @@ class Labeller:
         refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
         loop = asyncio.get_running_loop()
         ready: list[asyncio.Future[ReadyImage | ImageError]] = [loop.create_future() for _ in refs]
-        return ShardWork(refs, ready, answers=[{} for _ in refs], held_bytes=[0] * len(refs))
+        journaled = await self._in_thread(self.journal.recall, shard.name)
+        return ShardWork(shard.name, refs, ready, [{} for _ in refs], [0] * len(refs), journaled)
 
     async def _make_one_ready(self, work: ShardWork, index: int) -> None:
         ref = work.refs[index]
@@ -188,20 +207,34 @@ class Labeller:
         if isinstance(ready, ImageError):
             answer = unasked(ready)
         else:
-            answer = await self._answer(work.refs[index], ready, question)
+            answer = await self._answer(work, work.refs[index], ready, question)
         work.answers[index][question.name] = answer
         if len(work.answers[index]) == len(self.questions):
             self._let_go(work, index)
             self._count_image(work.answers[index])
 
-    async def _answer(self, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
+    async def _answer(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
         key = self.asker.request_key(question, ready.image.sent_sha256)
-        answer, asked_now = await self._asked.once(key, lambda: self._ask(ref, ready, question, key))
+        answer, asked_now = await self._asked.once(key, lambda: self._ask(work, ref, ready, question, key))
         return answer if asked_now else answer.for_another_name()
 
-    async def _ask(self, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
+    async def _ask(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
+        if journaled := work.journaled.get(key):
+            return read_again(journaled, question)
+        task = asyncio.create_task(self._ask_and_journal(work, ref, ready, question, key))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        # whoever waits may be cancelled; what is on the wire goes on, see `finish`
+        return await asyncio.shield(task)
+
+    async def _ask_and_journal(
+        self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str
+    ) -> Answer:
         part = ready.part(self.config.model.resolution)
-        return await self.asker.ask(question, part, key, lambda: self._renew(ref, ready))
+        answer = await self.asker.ask(question, part, key, lambda: self._renew(ref, ready))
+        if answer.text is not None:  # there are words, so there is a bill
+            self.journal.add(work.shard, answer)
+        return answer
 
     async def _renew(self, ref: ImageRef, ready: ReadyImage) -> ImagePart | None:
         """Upload the image once more; None if it was not uploaded in the first place."""

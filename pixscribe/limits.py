@@ -37,6 +37,10 @@ class Rate:
         self._paid_until_s = start_s + cost / self._per_s
         return max(start_s, now_s)
 
+    def hold(self, until_s: float) -> None:
+        """Let nothing through before that time, and then begin as from rest."""
+        self._paid_until_s = max(self._paid_until_s, until_s)
+
     def correct(self, difference: float) -> None:
         """Take (or give back, if negative) what an estimate was wrong by."""
         self._paid_until_s += difference / self._per_s
@@ -101,14 +105,17 @@ class Limiter:
     def pause(self, seconds: float) -> None:
         """Let no question through for so long: the service asked one of us to wait, and it meant all."""
         self._paused_until_s = max(self._paused_until_s, self._clock() + seconds)
+        self._requests.hold(self._paused_until_s)
 
     async def _wait_turn(self, input_tokens: int) -> None:
         turn_s = self._requests.reserve(1, self._clock())
         if self._tokens:
             turn_s = max(turn_s, self._tokens.reserve(input_tokens, self._clock()))
-        # a pause may be prolonged while we wait for it
-        while (wait_s := max(turn_s, self._paused_until_s) - self._clock()) > 0:
+        while (wait_s := turn_s - self._clock()) > 0:
             await self._sleep(wait_s)
+            if turn_s < self._paused_until_s:
+                # a turn from before the pause: those who waited through it must not all go at its end
+                turn_s = self._requests.reserve(1, self._clock())
 
 
 class Day:

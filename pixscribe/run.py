@@ -2,6 +2,7 @@
 
 <output>/runs/<id>/config.yaml        written first; complete, so that the run can be repeated from it
 <output>/runs/<id>/manifest.parquet   what the scan found; the run is about exactly these images
+<output>/runs/<id>/journal/           answers of shards that are not committed yet
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
 """
 
@@ -21,11 +22,20 @@ import orjson
 
 from pixscribe import __version__
 from pixscribe.asking import Asker
-from pixscribe.config import EMULATOR, RunConfig, config_digest, dump_config, make_config, parse_yaml
+from pixscribe.config import (
+    EMULATOR,
+    RunConfig,
+    config_digest,
+    dump_config,
+    make_config,
+    parse_yaml,
+    with_absolute_uris,
+)
 from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
 from pixscribe.errors import ConfigError, OutputError
 from pixscribe.gemini import GeminiClient, open_transport
+from pixscribe.journal import Journal
 from pixscribe.labelling import Labeller
 from pixscribe.limits import Limiter
 from pixscribe.prices import PRICES
@@ -40,6 +50,8 @@ from pixscribe.uploads import Uploader
 logger = logging.getLogger(__name__)
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# a number or a date would be read as one where `run` is a Hive partition
+CHOSEN_RUN_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 TABLES = ("images", "responses", "annotations")
 
 
@@ -97,6 +109,7 @@ class Session:
     storage: Storage
     transport: httpx.AsyncBaseTransport
     labeller: Labeller
+    flushing: asyncio.Task[None]
     tally: Tally
     started_s: float
     summary: RunSummary | None = None
@@ -121,8 +134,12 @@ def labeller_of(run: Run) -> Labeller:
     return session_of(run).labeller
 
 
-def check_before(config: RunConfig) -> None:
+def check_before(config: RunConfig, run_id: str | None = None) -> None:
     """Refuse, before anything is started or paid for, what could not work. Raises `ConfigError` or `OutputError`."""
+    if run_id is not None and not CHOSEN_RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            f"--run-id: {run_id!r} should begin with a letter and hold letters, digits, `.`, `_` and `-`, 128 at most"
+        )
     api_key(config)
     if config.limits.budget_usd is not None and config.model.name not in PRICES:
         raise ConfigError(f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept")
@@ -137,19 +154,18 @@ async def open_run(config: RunConfig, *, run_id: str | None = None, new: bool = 
 
     `run_id` names the run; `new` begins one even if an older one could be taken up. Raises `RunError`.
     """
-    await asyncio.to_thread(check_before, config)
+    config = with_absolute_uris(config)
+    await asyncio.to_thread(check_before, config, run_id)
     storage = open_storage(config.output.uri)
     run, config = _find_or_begin(storage, config, run_id, new)
-    with _emulator_if_named(config) as base_url:
-        spent_usd = await asyncio.to_thread(lambda: add_up(storage, run.id).cost_usd)
-        session = await engine().run(_open_session(run, config, storage, base_url, spent_usd))
+    with storage.lock(run.key(".lock")), _emulator_if_named(config) as base_url:
+        session = await engine().run(_open_session(run, config, storage, base_url))
         _sessions[run.id] = session
         try:
             yield run
         finally:
             del _sessions[run.id]
-            session.labeller.close()
-            await engine().run(session.transport.aclose())
+            await engine().run(_close_session(session))
 
 
 def scan_source(run: Run) -> list[Shard]:
@@ -266,12 +282,13 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
         yield emulator.url
 
 
-async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str, spent_usd: float) -> Session:
+async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str) -> Session:
     """On the engine's loop, to which the HTTP client and the limiter then belong."""
     tally = Tally()
     transport = open_transport(base_url, concurrency=config.limits.concurrency)
     client = GeminiClient(transport, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
-    limiter = Limiter(config.limits, spent_usd=spent_usd)
+    journal = Journal(storage, run.id)
+    limiter = Limiter(config.limits, spent_usd=await asyncio.to_thread(_spent_usd, storage, run.id, journal))
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
     labeller = Labeller(
         run_id=run.id,
@@ -281,14 +298,28 @@ async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url:
         storage=storage,
         asker=Asker(client, limiter, policy, config.model, tally),
         uploader=Uploader(client, limiter, policy, tally),
+        journal=journal,
         tally=tally,
     )
-    return Session(run, config, storage, transport, labeller, tally, time.monotonic())
+    flushing = asyncio.create_task(journal.flush_for_ever())
+    return Session(run, config, storage, transport, labeller, flushing, tally, time.monotonic())
+
+
+async def _close_session(session: Session) -> None:
+    """Whatever ended the run, what was answered is written before the connections go."""
+    session.flushing.cancel()
+    try:
+        await session.labeller.finish()
+    finally:
+        await session.transport.aclose()
+
+
+def _spent_usd(storage: Storage, run_id: str, journal: Journal) -> float:
+    """What the run has cost before: in the shards it committed, and in those it was at."""
+    return add_up(storage, run_id).cost_usd + journal.spent_usd(written_shards(storage, run_id))
 
 
 def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> tuple[Run, RunConfig]:
-    if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise ConfigError(f"--run-id: {run_id!r} should be letters, digits, `.`, `_` and `-`, 128 at most")
     found = None if new else _find_unfinished(storage, config, run_id)
     if found is None:
         found = Run(run_id or _new_id(storage, config), storage.uri)

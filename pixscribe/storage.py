@@ -5,6 +5,7 @@ addressed by key but by its exact, percent-encoded URI.
 """
 
 import builtins
+import fcntl
 import os
 import shutil
 import stat
@@ -63,6 +64,14 @@ class Storage(ABC):
     def delete(self, key: str) -> None:
         """Remove the file under `key`, if there is one."""
 
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold `key` against every other process that asks for it. Raises `OutputError` if another one has it.
+
+        Only a folder of one machine can do this so far; elsewhere nothing is held.
+        """
+        yield
+
     def read(self, key: str) -> bytes:
         """The content of `key`. Raises FileNotFoundError."""
         with self.open(key) as file:
@@ -86,7 +95,7 @@ class Storage(ABC):
 
 def open_storage(uri: str) -> Storage:
     """The place that a URI of the configuration names: `s3://bucket/prefix`, or a folder with or without `file://`."""
-    if uri.lower().startswith("s3://"):
+    if uri.startswith("s3://"):
         return Bucket(uri)
     return Folder(uri)
 
@@ -148,6 +157,20 @@ class Folder(Storage):
         except FileNotFoundError:
             return []
 
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        path = self.root / key
+        with _translated(str(path), "opened"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        with file:
+            try:
+                # the system lets go of it when the process ends, however it ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(f"{path.parent}: another process is at work on this run") from error
+            yield
+
     def delete(self, key: str) -> None:
         with _translated(str(self.root / key), "deleted"):
             (self.root / key).unlink(missing_ok=True)
@@ -157,7 +180,7 @@ class Bucket(Storage):
     """A prefix in an S3 bucket, with the credentials and endpoint of the usual AWS environment variables."""
 
     def __init__(self, uri: str) -> None:
-        super().__init__("s3://" + uri[5:])
+        super().__init__(uri)
         self.root = self.uri[5:]
 
     def walk(self) -> Iterator[ImageRef]:

@@ -63,6 +63,21 @@ async def test_a_pause_holds_for_everyone():
     assert time.now_s >= 1045.1
 
 
+async def test_those_who_waited_through_a_pause_do_not_all_go_at_its_end():
+    time = Time()
+    limiter = time.limiter(LimitsConfig(requests_per_minute=60, concurrency=64))
+    limiter.pause(45)
+    asked_at_s: list[float] = []
+
+    async def one() -> None:
+        await ask(limiter)
+        asked_at_s.append(time.now_s)
+
+    for _ in range(64):
+        await one()
+    assert sum(1045 <= at_s < 1105 for at_s in asked_at_s) <= 60
+
+
 async def test_no_more_than_concurrency_is_in_flight():
     limiter = Limiter(LimitsConfig(requests_per_minute=1e7, concurrency=3))
     now = most = 0

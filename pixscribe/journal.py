@@ -1,0 +1,143 @@
+"""Answers on disk before their shard is: what was paid for survives whatever happens to the process.
+
+    <output>/runs/<id>/journal/<shard>-<random>.arrow
+
+Each file holds the answers of one shard that came in during about a second. They are read when the shard is taken up
+again, and removed when it is committed.
+"""
+
+import asyncio
+from collections import defaultdict
+from contextlib import suppress
+from uuid import uuid4
+
+import pyarrow as pa
+
+from pixscribe.asking import Answer
+from pixscribe.errors import OutputError, RunError
+from pixscribe.storage import Storage
+from pixscribe.types import Usage
+
+FLUSH_EVERY_S = 1.0
+VERSION = "1"
+SCHEMA = pa.schema(
+    [
+        ("request_key", pa.string()),
+        ("status", pa.string()),
+        ("text", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("model", pa.string()),
+        ("attempts", pa.int32()),
+        ("latency_ms", pa.int64()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("thought_tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+        ("asked_at", pa.timestamp("us", tz="UTC")),
+    ],
+    metadata={b"pixscribe.journal_version": VERSION.encode()},
+)
+
+
+class Journal:
+    """The journal of one run. Everything but `recall` belongs on the engine's loop."""
+
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        self._storage = storage
+        self._folder = f"runs/{run_id}/journal"
+        self._pending: dict[str, list[Answer]] = defaultdict(list)
+        self._written: dict[str, list[str]] = defaultdict(list)
+        self._failure: RunError | None = None
+        self._flushing = asyncio.Lock()
+
+    def add(self, shard: str, answer: Answer) -> None:
+        """Have a billed answer written within a second or so. Raises what an earlier write failed with."""
+        if self._failure is not None:
+            raise self._failure
+        self._pending[shard].append(answer)
+
+    async def flush_for_ever(self) -> None:
+        """Write what has come in, every second, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            try:
+                await self.flush()
+            except RunError as error:
+                self._failure = error
+                return
+
+    async def flush(self) -> None:
+        """Write what has come in. Raises `OutputError`."""
+        async with self._flushing:
+            for shard in list(self._pending):
+                answers = self._pending.pop(shard)
+                key = f"{self._folder}/{shard}-{uuid4().hex[:12]}.arrow"
+                await asyncio.to_thread(_write, self._storage, key, answers)
+                self._written[shard].append(key)
+
+    async def forget(self, shard: str) -> None:
+        """Remove what is journaled of a shard, because its parts are committed."""
+        async with self._flushing:
+            self._pending.pop(shard, None)
+            keys = self._written.pop(shard, [])
+            await asyncio.to_thread(_delete, self._storage, keys)
+
+    def recall(self, shard: str) -> dict[str, Answer]:
+        """What an earlier process journaled of a shard, by request key; not yet parsed.
+
+        Raises `OutputError` for a file that cannot be read: to go on without it would pay a second time.
+        """
+        found: dict[str, Answer] = {}
+        for name in self._names(f"{shard}-"):
+            key = f"{self._folder}/{name}"
+            found.update({answer.request_key or "": answer for answer in _read(self._storage, key)})
+            self._written[shard].append(key)
+        return found
+
+    def spent_usd(self, committed: set[str]) -> float:
+        """What the journaled answers cost, except those of shards that were committed and stand in the tables."""
+        names = [name for name in self._names() if name.partition("-")[0] not in committed]
+        answers = [answer for name in names for answer in _read(self._storage, f"{self._folder}/{name}")]
+        return sum(answer.cost_usd or 0.0 for answer in answers)
+
+    def _names(self, prefix: str = "") -> list[str]:
+        return [name for name in self._storage.list(self._folder) if name.startswith(prefix)]
+
+
+def _write(storage: Storage, key: str, answers: list[Answer]) -> None:
+    columns = {name: [_value(answer, name) for answer in answers] for name in SCHEMA.names}
+    table = pa.Table.from_pydict(columns, schema=SCHEMA)
+    with storage.create(key) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_table(table)
+
+
+def _value(answer: Answer, name: str) -> object:
+    value: object = getattr(answer.usage if name.endswith("_tokens") else answer, name)
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _read(storage: Storage, key: str) -> list[Answer]:
+    try:
+        with storage.open(key) as file, pa.ipc.open_file(file) as reader:
+            version = (reader.schema.metadata or {}).get(b"pixscribe.journal_version", b"").decode()
+            rows = reader.read_all().to_pylist() if version == VERSION else None
+    except (OutputError, OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"{storage.uri_of(key)}: is damaged: {error}; remove it to pay for its answers again"
+        ) from error
+    if rows is None:
+        raise OutputError(f"{storage.uri_of(key)}: is a journal of version {version!r}, this is version {VERSION}")
+    return [_answer(row) for row in rows]
+
+
+def _answer(row: dict[str, object]) -> Answer:
+    tokens = {name: row.pop(name) for name in ("input_tokens", "output_tokens", "thought_tokens")}
+    return Answer(usage=Usage(**tokens), reused=True, **row)  # type: ignore[arg-type]
+
+
+def _delete(storage: Storage, keys: list[str]) -> None:
+    for key in keys:
+        # what stays behind is of a committed shard, and never read again
+        with suppress(OutputError):
+            storage.delete(key)

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pixscribe.emulator import Emulator, EmulatorOptions
+from pixscribe.errors import BudgetExhausted, OutputError
+from pixscribe.run import list_runs
+from pixscribe.storage import open_storage
+from tests.conftest import SAMPLES, MakeConfig, annotate
+from tests.test_end_to_end import FILES, digests
+
+CONTENTS = len(FILES) - 1
+"""One of the samples is a duplicate."""
+
+
+def journal_files(output: str) -> list[Path]:
+    return sorted(Path(output).glob("runs/*/journal/*.arrow"))
+
+
+async def test_a_run_that_stops_for_its_budget_again_and_again_pays_for_nothing_twice(
+    make: MakeConfig, emulator: Emulator
+):
+    # one shard, so that nothing is committed before the end: all that is known stands in the journal
+    for budget_usd in (0.1, 0.12, 0.14):
+        stopped = make(limits={"budget_usd": budget_usd, "concurrency": 4})
+        with pytest.raises(BudgetExhausted):
+            await annotate(stopped)
+        assert journal_files(stopped.output.uri)
+    config = make(limits={"budget_usd": 100.0})
+    summary = await annotate(config)
+    assert summary.is_all_ok
+    assert len(emulator.books.questions) == 2 * CONTENTS == summary.totals.requests
+    assert journal_files(config.output.uri) == []
+
+
+async def test_what_was_journaled_gives_the_rows_of_an_undisturbed_run(make: MakeConfig, tmp_path: Path):
+    await annotate(make(output={"uri": str(tmp_path / "calm")}), run_id="r")
+    stopped = make(output={"uri": str(tmp_path / "stopped")}, limits={"budget_usd": 0.12, "concurrency": 4})
+    with pytest.raises(BudgetExhausted):
+        await annotate(stopped, run_id="r")
+    await annotate(make(output={"uri": str(tmp_path / "stopped")}), run_id="r")
+    for table in ("images", "annotations"):
+        assert digests(tmp_path / "calm", table) == digests(tmp_path / "stopped", table)
+    calm, resumed = (pq.read_table(tmp_path / name / "responses") for name in ("calm", "stopped"))
+    for column in ("text", "status", "request_key", "cost_usd", "attempts"):
+        assert sorted(map(str, calm[column].to_pylist())) == sorted(map(str, resumed[column].to_pylist()))
+    assert sum(resumed["reused"].to_pylist()) > 2
+
+
+async def test_what_is_on_the_wire_when_a_run_stops_is_waited_for_and_kept(make: MakeConfig):
+    with Emulator(EmulatorOptions(latency_s=0.5)) as emulator:
+        emulator.script("ok", "ok", "ok", "bad_key")
+        config = make(model={"base_url": emulator.url}, source={"uri": str(SAMPLES), "limit": 6})
+        with pytest.raises(Exception, match="GEMINI_API_KEY is refused"):
+            await annotate(config)
+        answered = sum(question.status == 200 for question in emulator.books.questions)
+    kept = sum(pa.ipc.open_file(path).read_all().num_rows for path in journal_files(config.output.uri))
+    assert kept == answered > 0
+
+
+async def test_a_damaged_journal_is_refused_and_not_ignored(make: MakeConfig):
+    stopped = make(limits={"budget_usd": 0.1, "concurrency": 4})
+    with pytest.raises(BudgetExhausted):
+        await annotate(stopped)
+    journal_files(stopped.output.uri)[0].write_bytes(b"ARROW1 and then nothing")
+    with pytest.raises(OutputError, match="is damaged"):
+        await annotate(make())
+
+
+async def test_a_journal_of_another_version_is_refused(make: MakeConfig):
+    stopped = make(limits={"budget_usd": 0.1, "concurrency": 4})
+    with pytest.raises(BudgetExhausted):
+        await annotate(stopped)
+    path = journal_files(stopped.output.uri)[0]
+    table = pa.ipc.open_file(path).read_all().replace_schema_metadata({"pixscribe.journal_version": "9"})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(OutputError, match="is a journal of version '9'"):
+        await annotate(make())
+
+
+async def test_a_second_process_at_the_same_run_is_refused(make: MakeConfig):
+    stopped = make(limits={"budget_usd": 0.1, "concurrency": 4})
+    with pytest.raises(BudgetExhausted):
+        await annotate(stopped)
+    [run] = list_runs(stopped.output.uri)
+    with (
+        pytest.raises(OutputError, match="another process is at work on this run"),
+        open_storage(stopped.output.uri).lock(f"runs/{run['run']}/.lock"),
+    ):
+        await annotate(make())
+    assert (await annotate(make())).run == run["run"]
