@@ -223,9 +223,14 @@ class Labeller:
             return read_again(journaled, question)
         task = asyncio.create_task(self._ask_and_journal(work, ref, ready, question, key))
         self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._forget_task)
         # whoever waits may be cancelled; what is on the wire goes on, see `finish`
         return await asyncio.shield(task)
+
+    def _forget_task(self, task: asyncio.Task[Answer]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: whoever waited may be gone, and the first error has ended the run
 
     async def _ask_and_journal(
         self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str

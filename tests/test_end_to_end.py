@@ -400,7 +400,7 @@ async def test_a_key_that_loses_its_rights_ends_the_run(make: MakeConfig, emulat
 async def test_a_shard_that_fails_in_one_way_stops_the_run_and_is_not_committed(make: MakeConfig, emulator: Emulator):
     config = make()
     emulator.script(*["invalid_image_400"] * 999)
-    with pytest.raises(HopelessRun, match=r"all \d+ images of a shard failed with request_refused"):
+    with pytest.raises(HopelessRun, match=r"'objects' failed with request_refused for all \d+ images"):
         await annotate(config)
     assert not (Path(config.output.uri) / "images").exists()
 
