@@ -63,7 +63,8 @@ class RetryPolicy:
 
     def _report(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        logger.warning("attempt %d: %s; again in %.1f s", state.attempt_number, error, state.upcoming_sleep)
+        reason = " ".join(str(error).split())[:200]  # Google's account of a quota has five lines
+        logger.warning("attempt %d: %s; again in %.1f s", state.attempt_number, reason, state.upcoming_sleep)
         self.on_retry()
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:
