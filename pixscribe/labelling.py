@@ -219,7 +219,9 @@ class Labeller:
         return answer if asked_now else answer.for_another_name()
 
     async def _ask(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
-        if journaled := work.journaled.get(key):
+        journaled = work.journaled.get(key)
+        # what was of no use is asked again: a run that stopped over it would else stop over it for ever
+        if journaled is not None and journaled.status != "failed":
             return read_again(journaled, question)
         task = asyncio.create_task(self._ask_and_journal(work, ref, ready, question, key))
         self._asking.add(task)

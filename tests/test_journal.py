@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixscribe.emulator import Emulator, EmulatorOptions
-from pixscribe.errors import BudgetExhausted, OutputError
+from pixscribe.errors import BudgetExhausted, HopelessRun, OutputError
 from pixscribe.run import list_runs
 from pixscribe.storage import open_storage
 from tests.conftest import SAMPLES, MakeConfig, annotate
@@ -58,6 +58,16 @@ async def test_what_is_on_the_wire_when_a_run_stops_is_waited_for_and_kept(make:
         answered = sum(question.status == 200 for question in emulator.books.questions)
     kept = sum(pa.ipc.open_file(path).read_all().num_rows for path in journal_files(config.output.uri))
     assert kept == answered > 0
+
+
+async def test_a_run_that_stopped_over_useless_answers_asks_again(make: MakeConfig, emulator: Emulator):
+    config = make(prompts=[{"name": "objects", "kind": "detect"}])
+    emulator.script(*["empty_text"] * 2 * CONTENTS)  # each question is asked twice before it is given up
+    with pytest.raises(HopelessRun, match="'objects' failed with invalid_answer"):
+        await annotate(config)
+    [stopped] = list_runs(config.output.uri)
+    summary = await annotate(config)
+    assert (summary.run, summary.is_all_ok) == (stopped["run"], True)
 
 
 async def test_a_damaged_journal_is_refused_and_not_ignored(make: MakeConfig):
