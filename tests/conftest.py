@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from pixscribe.concurrency import gather_or_cancel
 from pixscribe.config import RunConfig, make_config
 from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
 from pixscribe.run import RunSummary, labeller_of, open_run, publish, scan_source
+
+# hypothesis would fail an example for being slow, which on a busy machine says nothing about the code
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data/samples/images"
