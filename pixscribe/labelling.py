@@ -300,5 +300,5 @@ def _check_hope(rows: ShardRows, questions: Sequence[Question]) -> None:
 def _labelled(work: ShardWork, index: int) -> Labelled:
     ready = work.ready[index].result()
     if isinstance(ready, ImageError):
-        return Labelled(work.refs[index], None, ready, work.answers[index])
-    return Labelled(work.refs[index], ready.image, None, work.answers[index])
+        return Labelled(work.refs[index], None, work.answers[index])
+    return Labelled(work.refs[index], ready.image, work.answers[index])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixscribe.asking import Answer
-from pixscribe.errors import AnswerError, ImageError, OutputError
+from pixscribe.errors import AnswerError, OutputError
 from pixscribe.geometry import place_objects
 from pixscribe.progress import Totals
 from pixscribe.prompts import Question
@@ -92,11 +92,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Everything known about one image at the end: `image` is None when it could not be made ready, for `error`."""
+    """Everything known about one image at the end: `image` is None when it could not be made ready."""
 
     ref: ImageRef
     image: PreparedImage | None
-    error: ImageError | None
     answers: Mapping[str, Answer]
     """By the name of the question; one for each."""
 
