@@ -3,10 +3,12 @@ import hashlib
 import io
 import json
 import math
+import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +190,7 @@ SQUARE = encode(with_square(10, 20, 50, 60))
     ],
 )
 def test_a_request_without_a_good_key_is_refused(emulator: Emulator, headers: dict[str, str], status: int, reason: str):
-    for path in ("interactions", "files"):
+    for path in ("interactions", "files", "models/gemini-3.5-flash"):
         method = "POST" if path == "interactions" else "GET"
         answer = request(method, f"{emulator.url}/v1beta/{path}", headers=headers, json={})
         assert (answer.status_code, answer.json()["error"]["status"]) == (status, reason)
@@ -209,6 +211,35 @@ def test_an_unknown_path_is_a_page_of_html(emulator: Emulator, method: str, path
     answer = request(method, emulator.url + path)
     assert answer.status_code == 404
     assert answer.headers["Content-Type"].startswith("text/html")
+
+
+# --- models
+
+
+@pytest.mark.parametrize("version", ["v1beta", "v1"])
+def test_a_model_is_described(api: Api, emulator: Emulator, version: str):
+    assert api.http.get(f"{api.url}/{version}/models/gemini-3.5-flash").json() == {
+        "name": "models/gemini-3.5-flash",
+        "version": "3.5",
+        "displayName": "Gemini 3.5 Flash",
+        "inputTokenLimit": 1_048_576,
+        "outputTokenLimit": 65_536,
+        "supportedGenerationMethods": ["generateContent", "countTokens"],
+    }
+    assert emulator.books.by_endpoint == {"models.get": 1}
+
+
+@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gpt-5", "Gemini-3.5-flash"])
+def test_a_model_that_answers_no_question_is_not_found(api: Api, model: str):
+    answer = api.get(f"models/{model}")
+    message = f"models/{model} is not found for API version v1beta, or is not supported for generateContent."
+    assert answer.status_code == 404
+    assert answer.json() == {"error": {"code": 404, "message": message, "status": "NOT_FOUND"}}
+
+
+def test_the_latest_of_a_model_is_only_in_v1beta(api: Api):
+    statuses = [api.http.get(f"{api.url}/{v}/models/gemini-flash-latest").status_code for v in ("v1beta", "v1")]
+    assert statuses == [200, 404]
 
 
 # --- uploads
@@ -336,6 +367,41 @@ def test_metadata_and_bytes_may_come_in_one_multipart_request(api: Api, emulator
     assert answer.json()["file"]["displayName"] == "one"
     assert emulator.books.uploads[0].sha256 == hashlib.sha256(SQUARE).hexdigest()
     assert len(api.boxes(stored(answer))) == 1
+
+
+def test_a_project_holds_no_more_than_its_storage(clock: Clock):
+    with Emulator(EmulatorOptions(storage_bytes=100), clock=clock) as emulator, connect() as http:
+        api = Api(http, emulator.url)
+        assert api.upload(bytes(60), name="files/a").status_code == 200
+        refused = api.start(41)
+        assert (refused.status_code, refused.json()["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
+        assert refused.json()["error"]["details"][0]["retryDelay"] == "9223372036854775807s"
+        assert api.upload(bytes(40)).status_code == 200
+        with connect(key="other") as others:
+            assert Api(others, emulator.url).start(100).status_code == 200
+
+
+def test_storage_is_freed_by_deletion_and_by_expiry(clock: Clock):
+    with Emulator(EmulatorOptions(storage_bytes=100), clock=clock) as emulator, connect() as http:
+        api = Api(http, emulator.url)
+        api.upload(bytes(100), name="files/a")
+        assert api.start(1).status_code == 429
+        api.delete("files/a")
+        assert api.upload(bytes(100)).status_code == 200
+        clock.now_s += 48 * 3600
+        assert api.upload(bytes(100)).status_code == 200
+
+
+def test_storage_is_measured_again_when_the_upload_is_finalized():
+    with Emulator(EmulatorOptions(storage_bytes=100)) as emulator, connect() as http:
+        api = Api(http, emulator.url)
+        undeclared = {"X-Goog-Upload-Command": "start", "X-Goog-Upload-Header-Content-Type": "image/png"}
+        first = api.start(60)
+        second = http.post(f"{api.url}/upload/v1beta/files", headers=undeclared)
+        assert api.send(first.headers["X-Goog-Upload-URL"], "upload, finalize", bytes(60)).status_code == 200
+        refused = api.send(second.headers["X-Goog-Upload-URL"], "upload, finalize", bytes(41))
+        assert (refused.status_code, refused.headers["X-Goog-Upload-Status"]) == (429, "final")
+        assert len(emulator.books.uploads) == 1
 
 
 # --- files
@@ -891,6 +957,10 @@ def test_a_day_begins_at_midnight_of_the_pacific(clock: Clock):
         ("429_text", 429, 429),
         ("429_interactions", 429, "rate_limit_exceeded"),
         ("429_daily", 429, 429),
+        ("429_huge", 429, 429),
+        ("429_retry_after", 429, "rate_limit_exceeded"),
+        ("429_zero", 429, 429),
+        ("429_zero_unsaid", 429, 429),
         ("500", 500, "api_error"),
         ("503", 503, 503),
         ("504", 504, "deadline_exceeded"),
@@ -909,6 +979,31 @@ def test_a_scripted_refusal_meets_one_request(api: Api, emulator: Emulator, faul
     assert [answer.status_code for answer in answers] == [200, status, 200]
     assert answers[1].json()["error"]["code"] == code
     assert [question.fault for question in emulator.books.questions] == [None, fault, None]
+
+
+def test_a_delay_may_be_for_ever_or_in_a_header(api: Api, emulator: Emulator):
+    emulator.script("429_huge", "429_retry_after")
+    details = api.ask().json()["error"]["details"]
+    assert details[0]["violations"][0]["quotaId"] == "GenerateRequestsPerMinutePerProjectPerModel"
+    assert details[2]["retryDelay"] == "9223372036854775807s"
+    assert api.ask().headers["Retry-After"] == "2"
+
+
+@pytest.mark.parametrize(("fault", "value"), [("429_zero", "0"), ("429_zero_unsaid", None)])
+def test_a_model_outside_the_tier_has_a_quota_of_zero(api: Api, emulator: Emulator, fault: str, value: str | None):
+    emulator.script(fault)
+    error = api.ask().json()["error"]
+    [violation] = error["details"][0]["violations"]
+    assert violation.get("quotaValue") == value
+    assert violation["quotaId"].startswith("GenerateRequestsPerDay")
+    assert "limit: 0, model: gemini-3.5-flash" in error["message"]
+
+
+def test_an_answer_may_be_of_40_megabytes(api: Api, emulator: Emulator):
+    emulator.script("huge_answer")
+    answer = api.ask(IMAGE)
+    assert answer.json()["status"] == "completed"
+    assert len(text_of(answer)) == 40_000_000
 
 
 @pytest.mark.parametrize(
@@ -952,6 +1047,10 @@ FRAMES: dict[str, Callable[[dict[str, Any], str], bool]] = {
     "no_steps": lambda answer, text: "steps" not in answer,
     "thought_only": lambda answer, text: [step["type"] for step in answer["steps"]] == ["thought"],
     "fenced": lambda answer, text: text.startswith("```json\n{") and text.endswith("}\n```"),
+    "unknown_status": lambda answer, text: answer["status"] == "dreaming" and text.endswith("}"),
+    "two_blocks": lambda answer, text: text.count("```json\n{") == text.count("}\n```") == 2,
+    "deep_json": lambda answer, text: text == "[" * 10_000 + "]" * 10_000,
+    "control_chars": lambda answer, text: '"label":"red\t\x01\nsquare"' in text,
     "surrounded": lambda answer, text: "\n{" in text and text.endswith("!"),
     "repetition": lambda answer, text: text.count("red square") > 200 and answer["status"] == "incomplete",
     "nan": lambda answer, text: '"box_2d":[NaN,' in text,
@@ -971,6 +1070,7 @@ ITEMS: dict[str, dict[str, Any]] = {
     "out_of_range": {"box_2d": [-750, 100, 1200, 1040]},
     "zero_area": {"box_2d": [250, 100, 250, 500]},
     "wrong_length": {"box_2d": [250, 100, 750]},
+    "extra_numbers": {"box_2d": [250, 100, 750, 500, 95]},
     "non_numbers": {"box_2d": ["top", None, True, 500]},
     "scale_0_1": {"box_2d": [0.25, 0.1, 0.75, 0.5]},
     "null_label": {"label": None},
@@ -1034,6 +1134,50 @@ def test_an_upload_whose_answer_is_lost(api: Api, emulator: Emulator, fault: str
     assert api.get("files/a").status_code == status
 
 
+def test_after_a_lost_answer_query_says_that_the_upload_is_final(api: Api, emulator: Emulator):
+    emulator.script("upload_lost_finalize")
+    url = api.start(len(SQUARE)).headers["X-Goog-Upload-URL"]
+    with pytest.raises(httpx.ReadError):
+        api.send(url, "upload, finalize", SQUARE)
+    query = api.send(url, "query").headers
+    assert (query["X-Goog-Upload-Status"], query["X-Goog-Upload-Size-Received"]) == ("final", str(len(SQUARE)))
+
+
+def test_an_upload_broken_halfway_goes_on_from_there(api: Api, emulator: Emulator):
+    emulator.script("upload_half")
+    data = SQUARE + b"x" * (1 - len(SQUARE) % 2)  # an odd number of bytes
+    half = len(data) // 2
+    url = api.start(len(data), name="files/a").headers["X-Goog-Upload-URL"]
+    with pytest.raises(httpx.ReadError):
+        api.send(url, "upload, finalize", data)
+    query = api.send(url, "query").headers
+    assert (query["X-Goog-Upload-Status"], query["X-Goog-Upload-Size-Received"]) == ("active", str(half))
+    uploaded = api.send(url, "upload, finalize", data[half:], half)
+    assert emulator.books.uploads[0].sha256 == hashlib.sha256(data).hexdigest()
+    assert len(api.boxes(stored(uploaded))) == 1
+
+
+def test_chunks_after_half_of_one_need_not_start_at_multiples_of_8_mib(api: Api, emulator: Emulator):
+    emulator.script("upload_half")
+    data = bytes(range(256)) * (13 * MIB // 256)
+    url = api.start(len(data)).headers["X-Goog-Upload-URL"]
+    with pytest.raises(httpx.ReadError):
+        api.send(url, "upload", data[: 8 * MIB])
+    assert api.send(url, "upload", data[4 * MIB : 12 * MIB], 4 * MIB).status_code == 200
+    assert api.send(url, "upload, finalize", data[12 * MIB :], 12 * MIB).status_code == 200
+    assert emulator.books.uploads[0].sha256 == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(("fault", "status"), [("upload_session_gone", 404), ("upload_expired_session_410", 410)])
+def test_an_upload_that_was_forgotten_can_be_started_again(api: Api, emulator: Emulator, fault: str, status: int):
+    emulator.script(fault)
+    url = api.start(len(SQUARE)).headers["X-Goog-Upload-URL"]
+    assert api.send(url, "upload, finalize", SQUARE).status_code == status
+    assert api.send(url, "query").status_code == 404
+    assert api.upload(SQUARE).status_code == 200
+    assert len(emulator.books.uploads) == 1
+
+
 def test_an_upload_refused_for_want_of_storage_says_to_wait_for_ever(api: Api, emulator: Emulator):
     emulator.script("upload_storage_full")
     refused = api.start(10)
@@ -1058,12 +1202,71 @@ def test_a_file_in_processing_becomes_active_after_two_looks(api: Api, emulator:
     assert api.ask(stored(uploaded)).status_code == 200
 
 
+def test_a_stuck_file_never_becomes_active(api: Api, emulator: Emulator):
+    emulator.script("upload_stuck")
+    uploaded = api.upload(SQUARE, name="files/a")
+    assert uploaded.json()["file"]["state"] == "PROCESSING"
+    assert {api.get("files/a").json()["state"] for _ in range(5)} == {"PROCESSING"}
+    assert api.ask(stored(uploaded)).status_code == 400
+
+
 def test_a_failed_file_says_why_and_is_of_no_use(api: Api, emulator: Emulator):
     emulator.script("upload_failed_state")
     uploaded = api.upload(SQUARE)
     assert uploaded.json()["file"]["state"] == "FAILED"
     assert uploaded.json()["file"]["error"]["message"]
     assert api.ask(stored(uploaded)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("model_404", 404, "NOT_FOUND"),
+        ("model_region_400", 400, "FAILED_PRECONDITION"),
+        ("model_500", 500, "INTERNAL"),
+        ("model_bad_key", 400, "INVALID_ARGUMENT"),
+    ],
+)
+def test_a_look_at_a_model_may_fail(api: Api, emulator: Emulator, fault: str, status: int, reason: str):
+    emulator.script("model_ok", fault)
+    answers = [api.get(f"models/{MODEL}") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, status, 200]
+    assert answers[1].json()["error"]["status"] == reason
+
+
+def test_a_fault_meets_only_requests_of_its_class(api: Api, emulator: Emulator):
+    emulator.script("model_500", "upload_503", "500")
+    statuses = [api.get(f"models/{MODEL}"), api.upload(SQUARE), api.ask(), api.get("files")]
+    assert [answer.status_code for answer in statuses] == [500, 503, 500, 200]
+
+
+def test_a_standing_fault_meets_every_request_until_it_is_lifted(api: Api, emulator: Emulator):
+    emulator.always("503", "upload_500", "model_404")
+    emulator.script("ok", "429")
+    assert [api.ask().status_code for _ in range(4)] == [200, 429, 503, 503]
+    assert [api.upload(SQUARE).status_code for _ in range(2)] == [500, 500]
+    assert [api.get(f"models/{MODEL}").status_code for _ in range(2)] == [404, 404]
+    emulator.always("500")
+    assert [api.ask().status_code, api.upload(SQUARE).status_code] == [500, 200]
+    emulator.always()
+    assert [api.ask().status_code, api.get(f"models/{MODEL}").status_code] == [200, 200]
+
+
+def test_standing_faults_of_one_class_take_turns_and_come_before_draws():
+    with Emulator(EmulatorOptions(faults={"504": 1.0})) as emulator, connect() as http:
+        api = Api(http, emulator.url)
+        emulator.always("500", "503")
+        assert [api.ask().status_code for _ in range(3)] == [500, 503, 500]
+        emulator.always()
+        assert api.ask().status_code == 504
+
+
+def test_a_standing_fault_meets_an_upload_again_when_it_is_tried_again(api: Api, emulator: Emulator):
+    emulator.always("upload_503")
+    url = api.start(len(SQUARE)).headers["X-Goog-Upload-URL"]
+    assert [api.send(url, "upload, finalize", SQUARE).status_code for _ in range(2)] == [503, 503]
+    emulator.always()
+    assert api.send(url, "upload, finalize", SQUARE).status_code == 200
 
 
 def test_faults_by_probability_are_drawn_from_the_seed():
@@ -1088,8 +1291,12 @@ def test_faults_by_probability_are_drawn_from_the_seed():
         {"faults": {"429_yearly": 0.1}},
         {"faults": {"500": 1.5}},
         {"faults": {"500": 0.6, "503": 0.6}},
+        {"faults": {"upload_500": 0.6, "upload_503": 0.6}},
+        {"faults": {"model_404": 0.6, "model_500": 0.6}},
         {"faults": {"500": float("nan")}},
         {"latency_s": -1},
+        {"jitter_s": -1},
+        {"storage_bytes": -1},
         {"requests_per_minute": 0},
     ],
 )
@@ -1098,9 +1305,15 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]):
         EmulatorOptions(**options)
 
 
-def test_an_unknown_fault_cannot_be_scripted(emulator: Emulator):
-    with pytest.raises(ConfigError, match="unknown fault 'oops'"):
-        emulator.script("oops")
+def test_each_class_of_faults_has_probabilities_of_its_own():
+    EmulatorOptions(faults={"500": 1.0, "upload_500": 1.0, "model_500": 1.0})
+
+
+def test_an_unknown_fault_can_neither_be_scripted_nor_stand(api: Api, emulator: Emulator):
+    for refuse in (emulator.script, emulator.always):
+        with pytest.raises(ConfigError, match="unknown fault 'oops'"):
+            refuse("500", "oops")
+    assert api.ask().status_code == 200
 
 
 def test_every_fault_is_described_and_tested():
@@ -1108,7 +1321,8 @@ def test_every_fault_is_described_and_tested():
     refusals = {"429", "429_bare", "429_text", "429_interactions", "429_daily", "500", "503", "504", "408", "blocked"}
     refusals |= {"bad_key", "key_revoked_403", "file_gone_403", "not_active_400", "invalid_image_400"}
     refusals |= {"429_list", "502_html", "html_200", "not_json_200", "timeout", "reset", "cut"}
-    answers = {name for name in FAULTS if not name.startswith("upload_")}
+    refusals |= {"429_huge", "429_retry_after", "429_zero", "429_zero_unsaid", "huge_answer"}
+    answers = {name for name in FAULTS if not name.startswith(("upload_", "model_"))}
     assert answers == refusals | FRAMES.keys() | ITEMS.keys() | MASK_FAULTS.keys() | CONTAINERS.keys()
 
 
@@ -1126,6 +1340,7 @@ def test_the_books_tell_what_was_done(api: Api, emulator: Emulator):
     assert (good.images, good.status, good.text) == ((sha256, sha256), 200, "Detect all objects.")
     assert (bad.images, bad.status) == ((), 404)
     assert good.digest != bad.digest
+    assert good.at_s <= bad.at_s <= time.monotonic()
     assert emulator.books.by_endpoint == {"upload.start": 1, "upload.bytes": 1, "interactions.create": 2}
     assert emulator.books.by_status == {200: 3, 404: 1}
     assert emulator.books.totals().startswith("1 uploads, 2 questions (1 answered, 2245 tokens in")
@@ -1138,6 +1353,21 @@ def test_the_latency_is_that_of_answers_and_not_of_refusals():
         api = Api(http, emulator.url)
         assert api.ask().elapsed.total_seconds() >= 0.2
         assert api.ask(model="gpt-5").elapsed.total_seconds() < 0.2
+
+
+def test_the_jitter_of_answers_is_drawn_from_the_seed():
+    draws = random.Random(1)
+    with Emulator(EmulatorOptions(jitter_s=0.2, seed=1)) as emulator, connect() as http:
+        for _ in range(3):  # 0.03 s, 0.17 s, 0.15 s
+            assert Api(http, emulator.url).ask().elapsed.total_seconds() >= draws.uniform(0, 0.2)
+
+
+def test_a_question_tells_when_it_came_in_and_not_when_it_was_answered():
+    with Emulator(EmulatorOptions(latency_s=0.2)) as emulator, connect() as http:
+        before_s = time.monotonic()
+        Api(http, emulator.url).ask()
+        [question] = emulator.books.questions
+        assert before_s <= question.at_s <= time.monotonic() - 0.2
 
 
 def test_a_client_that_leaves_before_the_answer_is_in_the_books():

@@ -20,7 +20,8 @@ class Question:
     """One POST to /interactions, served or refused.
 
     `digest` is the sha256 (hex) of the request body, `images` that of each image in the order of the request. `status`
-    is None when no answer was sent (faults `timeout` and `reset`) and 499 when the client left first.
+    is None when no answer was sent (faults `timeout` and `reset`) and 499 when the client left first. `at_s` is
+    `time.monotonic()` when the request came in.
     """
 
     digest: str = ""
@@ -30,6 +31,7 @@ class Question:
     fault: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    at_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -42,6 +42,12 @@ def _incomplete_empty(draft: Draft) -> None:
     draft.status, draft.text = "incomplete", None
 
 
+@enter(SPOILERS, "unknown_status")
+def _unknown_status(draft: Draft) -> None:
+    """A good answer with a status that nobody documented."""
+    draft.status = "dreaming"
+
+
 @enter(SPOILERS, "truncated_completed")
 def _truncate(draft: Draft) -> None:
     """Cut text with status completed."""
@@ -74,6 +80,12 @@ def _thought_only(draft: Draft) -> None:
 def _fenced(draft: Draft) -> None:
     """The answer in a markdown fence."""
     draft.text = f"```json\n{draft.text}\n```"
+
+
+@enter(SPOILERS, "two_blocks")
+def _two_blocks(draft: Draft) -> None:
+    """The answer twice, each in a markdown fence."""
+    draft.text = f"```json\n{draft.text}\n```\nOn reflection:\n```json\n{draft.text}\n```"
 
 
 @enter(SPOILERS, "surrounded")
@@ -112,6 +124,18 @@ def _repetition(draft: Draft) -> None:
 def _nan(draft: Draft) -> None:
     """NaN in place of the first number of each box."""
     draft.text = re.sub(r'("box_2d":\[)\d+', r"\1NaN", draft.text or "")
+
+
+@enter(SPOILERS, "deep_json")
+def _deep(draft: Draft) -> None:
+    """10,000 nested brackets."""
+    draft.text = "[" * 10_000 + "]" * 10_000
+
+
+@enter(SPOILERS, "control_chars")
+def _control_chars(draft: Draft) -> None:
+    """Raw control characters inside the strings of the JSON."""
+    draft.text = (draft.text or "").replace(" ", "\t\x01\n")  # compact JSON has blanks in strings only
 
 
 # --- spoiled objects
@@ -159,6 +183,12 @@ def _zero_area(item: dict[str, Any]) -> None:
 def _wrong_length(item: dict[str, Any]) -> None:
     """Boxes of three numbers."""
     item["box_2d"] = item["box_2d"][:3]
+
+
+@_spoils_items("extra_numbers")
+def _extra_numbers(item: dict[str, Any]) -> None:
+    """Boxes of five numbers."""
+    item["box_2d"] = [*item["box_2d"], 95]
 
 
 @_spoils_items("non_numbers")

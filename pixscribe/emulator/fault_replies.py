@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from pixscribe.emulator.fault_table import enter
 from pixscribe.emulator.replies import (
+    FOREVER_S,
     HTML,
     INVALID_IMAGE,
     PER_DAY,
@@ -61,6 +63,32 @@ def _quota_daily(asked: Asked) -> Reply:
 def _quota_list(asked: Asked) -> Reply:
     """429 whose body is an array."""
     return json_reply([json.loads(_quota(asked).body)], 429)
+
+
+@enter(REPLIES, "429_huge")
+def _quota_huge(asked: Asked) -> Reply:
+    """429 per minute, with a RetryInfo of 292 years."""
+    return quota_exceeded(PER_MINUTE, 1000, asked.model, FOREVER_S)
+
+
+@enter(REPLIES, "429_retry_after")
+def _quota_retry_after(asked: Asked) -> Reply:
+    """429 in the form of Interactions, with the header Retry-After: 2."""
+    return replace(_quota_interactions(asked), headers={"Retry-After": "2"})
+
+
+@enter(REPLIES, "429_zero")
+def _quota_zero(asked: Asked) -> Reply:
+    """429 for a model that is not in the tier: a quota of 0 for the day."""
+    return quota_exceeded(PER_DAY, 0, asked.model, 10)
+
+
+@enter(REPLIES, "429_zero_unsaid")
+def _quota_zero_unsaid(asked: Asked) -> Reply:
+    """429 for a model that is not in the tier, told by the text only: JSON of a proto drops a quotaValue of 0."""
+    body = json.loads(_quota_zero(asked).body)
+    del body["error"]["details"][0]["violations"][0]["quotaValue"]
+    return json_reply(body, 429)
 
 
 # --- server and network
@@ -125,6 +153,13 @@ def _portal(asked: Asked) -> Reply:
 def _not_json(asked: Asked) -> Reply:
     """200 called JSON that is none."""
     return Reply(200, b"OK, here is your answer")
+
+
+@enter(REPLIES, "huge_answer")
+def _huge(asked: Asked) -> Reply:
+    """200 with 40 MB of text."""
+    output = {"type": "model_output", "content": [{"type": "text", "text": "very " * 8_000_000}]}
+    return json_reply({"model": asked.model, "status": "completed", "steps": [output]})
 
 
 # --- refusals

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from pixscribe.emulator.fault_table import enter
 from pixscribe.emulator.files import StoredFile
-from pixscribe.emulator.replies import Reply, json_reply, retry_info, rpc_error
+from pixscribe.emulator.replies import STORAGE_BYTES, Reply, json_reply, rpc_error, session_missing, storage_full
 
 Delivery = Literal["whole", "reset"]
 
 UPLOAD_REPLIES: dict[str, Callable[[str], Reply]] = {}
 """Nothing is stored; called with the id that the file would have had."""
+UPLOAD_BREAKS: dict[str, Callable[[], Reply]] = {}
+"""Met by the first bytes of the upload, whether they finalize it or not."""
 UPLOAD_SPOILERS: dict[str, Callable[[StoredFile, dict[str, Any]], Delivery]] = {}
 """The file is stored; called with it and with the answer, which says how far the answer gets."""
 
@@ -44,8 +46,25 @@ def _upload_reset(file_id: str) -> Reply:
 @enter(UPLOAD_REPLIES, "upload_storage_full")
 def _storage_full(file_id: str) -> Reply:
     """429 at the start of the upload, with a delay of 292 years."""
-    message = "You exceeded your current quota: file storage, limit: 21474836480 bytes."
-    return rpc_error(429, "RESOURCE_EXHAUSTED", message, [retry_info("9223372036854775807s")])
+    return storage_full(STORAGE_BYTES)
+
+
+@enter(UPLOAD_BREAKS, "upload_half")
+def _half() -> Reply:
+    """The connection is reset when half of the bytes are kept; the upload can go on where `query` says."""
+    return Reply(0, delivery="reset")
+
+
+@enter(UPLOAD_BREAKS, "upload_session_gone")
+def _session_gone() -> Reply:
+    """404 for the bytes, and the upload is forgotten; it can be started again."""
+    return session_missing()
+
+
+@enter(UPLOAD_BREAKS, "upload_expired_session_410")
+def _session_expired() -> Reply:
+    """410 for the bytes, and the upload is forgotten; it can be started again."""
+    return json_reply({"error": {"message": "The upload session has expired.", "code": 410}}, 410)
 
 
 @enter(UPLOAD_SPOILERS, "upload_lost_finalize")
@@ -73,6 +92,13 @@ def _processing(file: StoredFile, answer: dict[str, Any]) -> Delivery:
     """The file is PROCESSING, in the answer and for two GETs more."""
     file.state, file.gets_until_active = "PROCESSING", 2
     answer["state"] = "PROCESSING"
+    return "whole"
+
+
+@enter(UPLOAD_SPOILERS, "upload_stuck")
+def _stuck(file: StoredFile, answer: dict[str, Any]) -> Delivery:
+    """The file is PROCESSING for ever."""
+    file.state = answer["state"] = "PROCESSING"
     return "whole"
 
 

@@ -1,59 +1,92 @@
 """Everything that can be made to go wrong, and which of it comes next.
 
-A fault of an interaction is drawn after the request was found valid and within its quota. A fault of an upload is drawn
-at its start, and acts when the upload is finalized (`upload_storage_full`: at once).
+A fault of an interaction, or of a look at a model, is drawn after the request was found valid and within its quota. A
+fault of an upload is drawn at its start, and acts when the upload is finalized; `upload_storage_full` acts at once, and
+those that break an upload act on its first bytes.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle
+from typing import Any, Literal
 
 from pixscribe.emulator.fault_answers import SPOILERS
+from pixscribe.emulator.fault_models import MODEL_REPLIES
 from pixscribe.emulator.fault_replies import REPLIES
-from pixscribe.emulator.fault_uploads import UPLOAD_REPLIES, UPLOAD_SPOILERS
+from pixscribe.emulator.fault_uploads import UPLOAD_BREAKS, UPLOAD_REPLIES, UPLOAD_SPOILERS
 from pixscribe.errors import ConfigError
 
-_ALL: dict[str, Callable[..., Any]] = {**REPLIES, **SPOILERS, **UPLOAD_REPLIES, **UPLOAD_SPOILERS}
+FaultClass = Literal["interaction", "upload", "model"]
+FAULT_CLASSES: tuple[FaultClass, ...] = ("interaction", "upload", "model")
+
+_ALL: dict[str, Callable[..., Any]] = {
+    **REPLIES,
+    **SPOILERS,
+    **UPLOAD_REPLIES,
+    **UPLOAD_BREAKS,
+    **UPLOAD_SPOILERS,
+    **MODEL_REPLIES,
+}
 FAULTS: Mapping[str, str] = {name: (fault.__doc__ or "").rstrip(".") for name, fault in _ALL.items()}
 """One line on each."""
+_NO_FAULT = ("ok", "upload_ok", "model_ok")
 
 
 class FaultSource:
-    """Which fault is next: the script first, then a draw. Safe to script from another thread."""
+    """Which fault is next: the script first, then what stands, then a draw.
+
+    `script` and `always` may be called from any thread, the rest from the server's only.
+    """
 
     def __init__(self, probabilities: Mapping[str, float], seed: int) -> None:
-        self._script: deque[str] = deque()
-        self._upload_script: deque[str] = deque()
+        self._scripts: dict[FaultClass, deque[str]] = {kind: deque() for kind in FAULT_CLASSES}
+        self._standing: dict[FaultClass, Iterator[str]] = {kind: cycle(()) for kind in FAULT_CLASSES}
+        self._chances = {kind: _of_class(kind, probabilities) for kind in FAULT_CLASSES}
         self._probabilities = dict(probabilities)
         self._random = random.Random(seed)
 
     def script(self, *names: str) -> None:
         for name in names:
-            if name not in ("ok", "upload_ok"):
+            if name not in _NO_FAULT:
                 check_fault_name(name)
-            (self._upload_script if name.startswith("upload_") else self._script).append(name)
+        for name in names:
+            self._scripts[class_of(name)].append(name)
 
-    def next_interaction(self) -> str | None:
-        return self._next(self._script, uploads=False)
+    def always(self, *names: str) -> None:
+        for name in names:
+            check_fault_name(name)
+        self._standing = {kind: cycle(_of_class(kind, names)) for kind in FAULT_CLASSES}
 
-    def next_upload(self) -> str | None:
-        return self._next(self._upload_script, uploads=True)
+    def next(self, kind: FaultClass) -> str | None:
+        script = self._scripts[kind]
+        name = script.popleft() if script else self.standing(kind) or self._draw(kind)
+        return None if name in _NO_FAULT else name
 
-    def _next(self, script: deque[str], *, uploads: bool) -> str | None:
-        if script:
-            name = script.popleft()
-            return None if name in ("ok", "upload_ok") else name
-        chances = [(n, p) for n, p in self._probabilities.items() if n.startswith("upload_") is uploads]
+    def standing(self, kind: FaultClass) -> str | None:
+        return next(self._standing[kind], None)
+
+    def _draw(self, kind: FaultClass) -> str | None:
+        chances = self._chances[kind]
         draw = self._random.random() if chances else 1.0
-        for name, probability in chances:
-            draw -= probability
+        for name in chances:
+            draw -= self._probabilities[name]
             if draw < 0:
                 return name
         return None
+
+
+def class_of(name: str) -> FaultClass:
+    if name.startswith("upload_"):
+        return "upload"
+    return "model" if name.startswith("model_") else "interaction"
 
 
 def check_fault_name(name: str) -> None:
     """Raises `ConfigError`."""
     if name not in FAULTS:
         raise ConfigError(f"unknown fault {name!r}: must be one of {', '.join(FAULTS)}")
+
+
+def _of_class(kind: FaultClass, names: Iterable[str]) -> list[str]:
+    return [name for name in names if class_of(name) == kind]

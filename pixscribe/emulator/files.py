@@ -5,6 +5,7 @@ import binascii
 import random
 import re
 import string
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -73,11 +74,17 @@ class StoredFile:
 
 
 class FileStore:
-    """Names are one space for all projects; what another project owns looks as if it were not there."""
+    """Names are one space for all projects; what another project owns looks as if it were not there.
 
-    def __init__(self, clock: Callable[[], float], seed: int) -> None:
+    Each project has `capacity_bytes`; the caller asks for room before it adds.
+    """
+
+    def __init__(self, clock: Callable[[], float], seed: int, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
         self._clock = clock
-        self._files: dict[str, StoredFile] = {}
+        # ordered: the first key of a dict whose first thousands were deleted takes as many steps to find
+        self._files: OrderedDict[str, StoredFile] = OrderedDict()
+        self._held_bytes: Counter[str] = Counter()
         self._serial = 0
         self._random = random.Random(seed)
 
@@ -90,7 +97,7 @@ class FileStore:
         return json_reply(answer)
 
     async def delete(self, call: Call) -> Reply:
-        del self._files[self._own(call).file_id]
+        self._forget(self._own(call))
         return json_reply({})
 
     async def list(self, call: Call) -> Reply:
@@ -110,6 +117,11 @@ class FileStore:
         self._own(call)
         raise invalid_rpc("Only generated files can be downloaded.")
 
+    def has_room(self, project: str, size_bytes: int) -> bool:
+        """Whether so much fits beside what the project's live files hold; uploads under way do not count."""
+        self._sweep()
+        return self._held_bytes[project] + size_bytes <= self.capacity_bytes
+
     def add(self, file: StoredFile, origin: str) -> bool:
         """False if the name is taken. An empty `file_id` is assigned here."""
         self._sweep()
@@ -120,6 +132,7 @@ class FileStore:
         file.serial, file.created_s = self._serial, self._clock()
         file.uri = f"{origin}/v1beta/files/{file.file_id}"
         self._files[file.file_id] = file
+        self._held_bytes[file.project] += file.size_bytes
         return True
 
     def find(self, file_id: str, project: str) -> StoredFile | None:
@@ -155,7 +168,11 @@ class FileStore:
             oldest = next(iter(self._files.values()))
             if now_s < oldest.created_s + LIFE_S:
                 return
-            del self._files[oldest.file_id]
+            self._forget(oldest)
+
+    def _forget(self, file: StoredFile) -> None:
+        del self._files[file.file_id]
+        self._held_bytes[file.project] -= file.size_bytes
 
     def _new_id(self) -> str:
         return "".join(self._random.choices(string.ascii_lowercase + string.digits, k=12))

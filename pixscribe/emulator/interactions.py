@@ -5,6 +5,8 @@ import base64
 import binascii
 import hashlib
 import math
+import random
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -50,9 +52,10 @@ class Interactions:
         self._quotas: dict[tuple[str, str], Quota] = {}
         self._stored: OrderedDict[str, tuple[str, dict[str, Any], Any]] = OrderedDict()
         self._serial = 0
+        self._random = random.Random(options.seed)
 
     async def create(self, call: Call) -> Reply:
-        question = Question()
+        question = Question(at_s=time.monotonic())
         try:
             reply = await self._answer(call, question)
             question.status = reply.status or None
@@ -95,7 +98,7 @@ class Interactions:
         question.images, question.text = tuple(picture.sha256 for picture in pictures), asked.text
         question.input_tokens = asked.text_tokens + asked.image_tokens
         self._quota(project, asked.model).admit(asked.model, question.input_tokens, self._clock())
-        question.fault = self._faults.next_interaction()
+        question.fault = self._faults.next("interaction")
         if question.fault in REPLIES:
             return REPLIES[question.fault](asked)
         return await self._speak(asked, pictures, question, project)
@@ -110,8 +113,8 @@ class Interactions:
         question.output_tokens = answer["usage"]["total_output_tokens"] + answer["usage"]["total_thought_tokens"]
         if asked.store:
             self._remember(answer, asked, project)
-        if self._options.latency_s:
-            await asyncio.sleep(self._options.latency_s)
+        if delay_s := self._options.latency_s + self._random.uniform(0, self._options.jitter_s):
+            await asyncio.sleep(delay_s)
         return json_reply(answer, headers={"x-gemini-service-tier": asked.service_tier})
 
     async def _picture(self, part: ImagePart, call: Call, project: str) -> Picture:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pixscribe.emulator.faults import check_fault_name
+from pixscribe.emulator.faults import FAULT_CLASSES, check_fault_name, class_of
+from pixscribe.emulator.replies import STORAGE_BYTES
 from pixscribe.errors import ConfigError
 
 MaskDialect = Literal["polygon", "png"]
@@ -19,6 +20,8 @@ class EmulatorOptions:
     port: int = 0
     latency_s: float = 0.0
     """Waited before an answer of the model is sent; refusals come at once."""
+    jitter_s: float = 0.0
+    """Waited on top of the latency: up to this long, uniformly at random, from the seed."""
     requests_per_minute: float | None = None
     """Token bucket of 5 % of a minute, at least one request, per key and model; above it 429."""
     tokens_per_minute: float | None = None
@@ -26,7 +29,10 @@ class EmulatorOptions:
     requests_per_day: int | None = None
     """Counted from midnight, UTC-8."""
     faults: Mapping[str, float] = field(default_factory=dict)
-    """Fault name -> probability, of an interaction or, for names that begin with `upload_`, of an upload."""
+    """Fault name -> probability, of an upload for names that begin with `upload_`, of a look at a model for `model_`,
+    and of an interaction for the others."""
+    storage_bytes: int = STORAGE_BYTES
+    """What the live files of a key may hold together; what does not fit is answered 429."""
     seed: int = 0
     masks: MaskDialect = "polygon"
     look: bool = True
@@ -34,6 +40,8 @@ class EmulatorOptions:
 
     def __post_init__(self) -> None:
         _check_range("latency_s", self.latency_s, 0, 3600)
+        _check_range("jitter_s", self.jitter_s, 0, 3600)
+        _check_range("storage_bytes", self.storage_bytes, 0, math.inf)
         for name in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -41,9 +49,9 @@ class EmulatorOptions:
         for name, probability in self.faults.items():
             check_fault_name(name)
             _check_range(f"fault {name}", probability, 0, 1)
-        for uploads in (False, True):
-            total = sum(p for name, p in self.faults.items() if name.startswith("upload_") is uploads)
-            _check_range("sum of fault probabilities", total, 0, 1 + 1e-9)
+        for kind in FAULT_CLASSES:
+            total = sum(p for name, p in self.faults.items() if class_of(name) == kind)
+            _check_range(f"sum of {kind} fault probabilities", total, 0, 1 + 1e-9)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -14,6 +14,10 @@ JSON = "application/json; charset=UTF-8"
 HTML = "text/html; charset=UTF-8"
 INVALID_ARGUMENT = "Request contains an invalid argument."
 INVALID_IMAGE = "Provided image is not valid."
+STORAGE_BYTES = 20 * 1024**3
+"""Of a project, in the Files API."""
+FOREVER_S = 2**63 - 1
+"""The longest delay that a RetryInfo can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +91,13 @@ def bad_key() -> Reply:
 
 def quota_exceeded(quota_id: str, limit: float, model: str, retry_delay_s: float) -> Reply:
     """429 with the three details of a live one. Per minute or per day is told by `quota_id` only."""
+    delay = f"{retry_delay_s}s" if isinstance(retry_delay_s, int) else f"{retry_delay_s:.9g}s"
     metric = f"generativelanguage.googleapis.com/{_METRICS.get(quota_id, 'generate_content_requests')}"
     message = (
         "You exceeded your current quota, please check your plan and billing details. For more information on this "
         "error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.\n"
         f"* Quota exceeded for metric: {metric}, limit: {limit:g}, model: {model}\n"
-        f"Please retry in {retry_delay_s:.9g}s."
+        f"Please retry in {delay}."
     )
     violation = {
         "quotaMetric": metric,
@@ -103,9 +108,25 @@ def quota_exceeded(quota_id: str, limit: float, model: str, retry_delay_s: float
     details: list[Mapping[str, Any]] = [
         {"@type": rpc_type("QuotaFailure"), "violations": [violation]},
         {"@type": rpc_type("Help"), "links": [_HELP]},
-        retry_info(f"{retry_delay_s:.9g}s"),
+        retry_info(delay),
     ]
     return rpc_error(429, "RESOURCE_EXHAUSTED", message, details)
+
+
+def storage_full(limit_bytes: int) -> Reply:
+    """429 with a delay of 292 years: no waiting helps, only deleting."""
+    message = f"You exceeded your current quota: file storage, limit: {limit_bytes} bytes."
+    return rpc_error(429, "RESOURCE_EXHAUSTED", message, [retry_info(f"{FOREVER_S}s")])
+
+
+def session_missing() -> Reply:
+    return rpc_error(404, "NOT_FOUND", "Upload session was not found.")
+
+
+def model_missing(model: str, version: str) -> Reply:
+    """The 404 of Models; that of Interactions is worded otherwise."""
+    message = f"models/{model} is not found for API version {version}, or is not supported for generateContent."
+    return rpc_error(404, "NOT_FOUND", message)
 
 
 def retry_info(delay: str) -> dict[str, Any]:

@@ -82,6 +82,12 @@ def read_question(raw: bytes, version: str) -> Asked:
     return _understand(body)
 
 
+def is_offered(model: str, version: str) -> bool:
+    """Whether new users may ask this model; the `-latest` aliases are only in v1beta."""
+    known = re.fullmatch(r"gemini-[a-z0-9.-]{1,80}", model) is not None and not model.startswith("gemini-2.5")
+    return known and not (model.endswith("-latest") and version == "v1")
+
+
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
@@ -156,8 +162,7 @@ def _text_format(given: Any) -> Mapping[str, Any]:
 
 
 def _check_model(model: str, version: str) -> None:
-    known = re.fullmatch(r"gemini-[a-z0-9.-]{1,80}", model) and not model.startswith("gemini-2.5")
-    if not known or (model.endswith("-latest") and version == "v1"):
+    if not is_offered(model, version):
         message = f"Model '{model}' was not found, or is no longer available to new users."
         raise Refused(interactions_error(404, "model_not_found", message))
 

@@ -20,20 +20,21 @@ from pixscribe.emulator.call import Call
 from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FileStore
 from pixscribe.emulator.interactions import Fetch, Interactions
+from pixscribe.emulator.models import Models
 from pixscribe.emulator.options import EmulatorOptions
 from pixscribe.emulator.replies import HTML, Refused, Reply, rpc_error
 from pixscribe.emulator.uploads import Uploads
 
 Endpoint = Callable[[Call], Awaitable[Reply]]
 
-_PATH = re.compile(r"/(upload/)?(v1beta|v1)/(files|interactions)(?:/([^/:]+)((?::download|/cancel)?))?")
+_PATH = re.compile(r"/(upload/)?(v1beta|v1)/(files|interactions|models)(?:/([^/:]+)((?::download|/cancel)?))?")
 _NOT_FOUND = Reply(404, b"<html><title>Error 404 (Not Found)</title>The requested URL was not found.</html>", HTML)
 _INTERNAL = rpc_error(500, "INTERNAL", "An internal error has occurred.")
 _STOP_TIMEOUT_S = 10
 
 
 class Emulator:
-    """A Gemini-compatible server on a thread of its own: Files and Interactions, `/v1beta` and `/v1`.
+    """A Gemini-compatible server on a thread of its own: Files, Interactions and Models, `/v1beta` and `/v1`.
 
     >>> with Emulator() as emulator:
     ...     print(emulator.url)  # http://127.0.0.1:PORT
@@ -52,10 +53,10 @@ class Emulator:
         self.books = Books()
         self.url = ""
         self._faults = FaultSource(self.options.faults, self.options.seed)
-        store = FileStore(clock, self.options.seed)
+        store = FileStore(clock, self.options.seed, self.options.storage_bytes)
         self._interactions = Interactions(self.options, store, self.books, self._faults, clock, fetch)
         uploads = Uploads(store, self.books, self._faults, clock, keep_bytes=self.options.look)
-        self._endpoints = _endpoints(store, uploads, self._interactions)
+        self._endpoints = _endpoints(store, uploads, self._interactions, Models(self._faults))
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -79,11 +80,20 @@ class Emulator:
             self._thread.join(_STOP_TIMEOUT_S)
 
     def script(self, *faults: str) -> None:
-        """The next interactions meet these faults in this order; the next uploads those named `upload_...`.
+        """The next interactions meet these faults in this order.
 
-        `ok` and `upload_ok` stand for no fault. Raises `ConfigError` for an unknown name.
+        The next uploads meet those named `upload_...`, and the next looks at a model those named `model_...`. `ok`,
+        `upload_ok` and `model_ok` stand for no fault. Raises `ConfigError` for an unknown name.
         """
         self._faults.script(*faults)
+
+    def always(self, *faults: str) -> None:
+        """From now on every request of their class meets these faults, several of one class in turn.
+
+        A call replaces what the one before it said; without names nothing stands any more. What is scripted comes
+        first. Raises `ConfigError` for an unknown name.
+        """
+        self._faults.always(*faults)
 
     def __enter__(self) -> Self:
         self.start()
@@ -157,7 +167,9 @@ def serve_forever(options: EmulatorOptions) -> None:
     print(emulator.books.totals(), file=sys.stderr)
 
 
-def _endpoints(store: FileStore, uploads: Uploads, interactions: Interactions) -> dict[str, tuple[str, Endpoint]]:
+def _endpoints(
+    store: FileStore, uploads: Uploads, interactions: Interactions, models: Models
+) -> dict[str, tuple[str, Endpoint]]:
     """Shape of the request -> name in the books, and what answers."""
     return {
         "POST upload/files start": ("upload.start", uploads.start),
@@ -171,6 +183,7 @@ def _endpoints(store: FileStore, uploads: Uploads, interactions: Interactions) -
         "GET interactions/*": ("interactions.get", interactions.get),
         "DELETE interactions/*": ("interactions.delete", interactions.delete),
         "POST interactions/*/cancel": ("interactions.cancel", interactions.cancel),
+        "GET models/*": ("models.get", models.get),
     }
 
 

@@ -2,13 +2,15 @@
 
 A start answers an upload URL, which is its own credential. Bytes come in one or more requests; all but the last in
 multiples of 8 MiB, each at the offset where the one before ended. What a broken or refused request brought is dropped
-whole, so `query` tells the last offset that was acknowledged. Name conflicts and unsupported types are refused at the
-end, not at the start. Source: Gemini API docs, "Files", and captures of the live service.
+whole, so `query` tells the last offset that was acknowledged; only the fault `upload_half` keeps more. Name conflicts
+and unsupported types are refused at the end, not at the start. Source: Gemini API docs, "Files", and captures of the
+live service.
 """
 
 import hashlib
 import random
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,17 +20,27 @@ import orjson
 
 from pixscribe.emulator.books import Books, Upload
 from pixscribe.emulator.call import Call
-from pixscribe.emulator.fault_uploads import UPLOAD_REPLIES, UPLOAD_SPOILERS
+from pixscribe.emulator.fault_uploads import UPLOAD_BREAKS, UPLOAD_REPLIES, UPLOAD_SPOILERS
 from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FILE_ID, LIFE_S, FileStore, StoredFile
 from pixscribe.emulator.media import is_uploadable, types_of
-from pixscribe.emulator.replies import Refused, Reply, invalid_rpc, json_reply, rpc_error, rpc_type
+from pixscribe.emulator.replies import (
+    Refused,
+    Reply,
+    invalid_rpc,
+    json_reply,
+    rpc_error,
+    rpc_type,
+    session_missing,
+    storage_full,
+)
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 GRANULARITY_BYTES = 8 * 1024 * 1024
 _MAX_FILE_BYTES = 2 * 1024**3
+_HEAD_BYTES = 32
 _SNAKE = {"displayName": "display_name", "mimeType": "mime_type", "sizeBytes": "size_bytes"}
 _WRITABLE = frozenset({"name", "display_name", "mime_type", "size_bytes"})
 
@@ -51,14 +63,27 @@ class _Received:
     size_bytes: int = 0
     head: bytes = b""
     hash: "_Hash" = field(default_factory=hashlib.sha256)
-    kept: tuple[bytes, ...] = ()
+    kept: list[bytes] = field(default_factory=list)
+
+    def copy(self) -> "_Received":
+        return _Received(self.size_bytes, self.head, self.hash.copy(), self.kept.copy())
+
+    def add(self, part: bytes, *, keep: bool) -> None:
+        self.size_bytes += len(part)
+        self.head = (self.head + part[:_HEAD_BYTES])[:_HEAD_BYTES]
+        self.hash.update(part)
+        if keep:
+            self.kept.append(part)
 
 
 @dataclass(slots=True)
 class _Session:
+    """`fault` was drawn at the start; `faulted` tells that it was met."""
+
     wanted: _Wanted
     started_s: float
     fault: str | None
+    faulted: bool = False
     received: _Received = field(default_factory=_Received)
     final: bool = False
 
@@ -69,7 +94,7 @@ class Uploads:
     ) -> None:
         self._store, self._books, self._faults, self._clock = store, books, faults, clock
         self._keep_bytes = keep_bytes
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._random = random.Random()
 
     async def start(self, call: Call) -> Reply:
@@ -77,7 +102,9 @@ class Uploads:
         if call.request.headers.get("X-Goog-Upload-Command", "").strip() != "start":
             raise invalid_rpc("X-Goog-Upload-Command must be 'start' where there is no upload_id.")
         wanted = _read_wanted(call.request.headers, await call.body(), project)
-        fault = self._faults.next_upload()
+        if not self._store.has_room(project, wanted.size_bytes or 0):
+            raise Refused(storage_full(self._store.capacity_bytes))
+        fault = self._faults.next("upload")
         if fault == "upload_storage_full":
             return UPLOAD_REPLIES[fault](wanted.file_id)
         self._forget_old()
@@ -96,39 +123,55 @@ class Uploads:
             return Reply(200, headers={"X-Goog-Upload-Status": "cancelled"})
         if not commands or not commands <= {"upload", "finalize"}:
             raise _bad_bytes(session, f"Unknown X-Goog-Upload-Command {', '.join(sorted(commands))!r}.")
-        received = await self._receive(call, session, finalize="finalize" in commands)
-        if "finalize" not in commands:
+        finalize, fault = "finalize" in commands, self._due(session)
+        if fault in UPLOAD_BREAKS:
+            return await self._break(call, session, fault, finalize=finalize)
+        received = await self._receive(call, session, finalize=finalize)
+        if not finalize:
             session.received = received
             return Reply(200, headers=_status(session))
-        return self._finalize(call, session, received)
+        return self._finalize(call, session, received, fault)
 
     async def multipart(self, call: Call) -> Reply:
         project = call.project()
         metadata, data, mime_type = await _read_parts(call)
         wanted = _read_wanted({"X-Goog-Upload-Header-Content-Type": mime_type}, metadata, project)
-        received = _Received(len(data), data[:32], hashlib.sha256(data), (data,) if self._keep_bytes else ())
-        session = _Session(wanted, self._clock(), self._faults.next_upload())
-        return replace(self._finalize(call, session, received), headers={})
+        fault = self._faults.next("upload")
+        if fault in UPLOAD_BREAKS:
+            return UPLOAD_BREAKS[fault]()
+        received = _Received()
+        received.add(data, keep=self._keep_bytes)
+        session = _Session(wanted, self._clock(), fault)
+        return replace(self._finalize(call, session, received, fault), headers={})
 
     def _session(self, call: Call) -> _Session:
         session = self._sessions.get(call.request.query.get("upload_id", ""))
         if session is None or self._clock() >= session.started_s + LIFE_S:
-            raise Refused(rpc_error(404, "NOT_FOUND", "Upload session was not found."))
+            raise Refused(session_missing())
         return session
+
+    def _due(self, session: _Session) -> str | None:
+        """The fault of the upload; once that was met, whatever stands by then."""
+        return self._faults.standing("upload") if session.faulted else session.fault
+
+    async def _break(self, call: Call, session: _Session, fault: str, *, finalize: bool) -> Reply:
+        """Take the bytes and keep half of them, or forget the session with all that it has."""
+        data = b"".join([part async for part in call.chunks()])
+        self._check_chunk(call, session, len(data), finalize=finalize)
+        session.faulted = True
+        if fault == "upload_half":
+            session.received.add(data[: len(data) // 2], keep=self._keep_bytes)
+        else:
+            self._sessions.pop(call.request.query["upload_id"], None)
+        return UPLOAD_BREAKS[fault]()
 
     async def _receive(self, call: Call, session: _Session, *, finalize: bool) -> _Received:
         """The session's bytes with those of this request. Raises `Refused`, and then nothing has changed."""
-        before = session.received
-        hasher, parts, size_bytes = before.hash.copy(), [], 0
+        before_bytes, received = session.received.size_bytes, session.received.copy()
         async for part in call.chunks():
-            hasher.update(part)
-            size_bytes += len(part)
-            if self._keep_bytes or len(before.head) + size_bytes - len(part) < 32:
-                parts.append(part)
-        self._check_chunk(call, session, size_bytes, finalize=finalize)
-        new = b"".join(parts)
-        kept = (*before.kept, new) if self._keep_bytes else ()
-        return _Received(before.size_bytes + size_bytes, (before.head + new[:32])[:32], hasher, kept)
+            received.add(part, keep=self._keep_bytes)
+        self._check_chunk(call, session, received.size_bytes - before_bytes, finalize=finalize)
+        return received
 
     def _check_chunk(self, call: Call, session: _Session, size_bytes: int, *, finalize: bool) -> None:
         if session.final:
@@ -143,24 +186,29 @@ class Uploads:
             session.final = finalize
             raise _bad_bytes(session, f"{total} bytes were received, and {declared} declared.")
 
-    def _finalize(self, call: Call, session: _Session, received: _Received) -> Reply:
-        fault, session.fault = session.fault, None
+    def _finalize(self, call: Call, session: _Session, received: _Received, fault: str | None) -> Reply:
         if fault in UPLOAD_REPLIES:
+            session.faulted = True
             reply = UPLOAD_REPLIES[fault](session.wanted.file_id)
             session.final = 400 <= reply.status < 500  # after a 5xx or a reset the client may try the same URL again
             return replace(reply, headers=_status(session))
         session.final = True
         file = _to_file(session.wanted, received)
-        session.received = replace(received, kept=())
-        if not is_uploadable(file.mime_type):
-            message = f"Unsupported MIME type: {file.mime_type}"
-            return replace(rpc_error(400, "INVALID_ARGUMENT", message), headers=_status(session))
-        if not self._store.add(file, call.origin):
-            return replace(_taken(file), headers=_status(session))
+        session.received = replace(received, kept=[])
+        if refusal := self._keep(file, call.origin):
+            return replace(refusal, headers=_status(session))
         self._books.uploads.append(_entry(file))
         answer = file.to_json()
         delivery = UPLOAD_SPOILERS[fault](file, answer) if fault else "whole"
         return replace(json_reply({"file": answer}, headers=_status(session)), delivery=delivery)
+
+    def _keep(self, file: StoredFile, origin: str) -> Reply | None:
+        """Put the file into the store, or say why not."""
+        if not is_uploadable(file.mime_type):
+            return rpc_error(400, "INVALID_ARGUMENT", f"Unsupported MIME type: {file.mime_type}")
+        if not self._store.has_room(file.project, file.size_bytes):
+            return storage_full(self._store.capacity_bytes)
+        return None if self._store.add(file, origin) else _taken(file)
 
     def _forget_old(self) -> None:
         """Sessions are in the order of their start."""
