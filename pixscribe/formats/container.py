@@ -1,8 +1,9 @@
 """The facts of one image file, and how its faults are named."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
@@ -10,6 +11,11 @@ from pixscribe.errors import DecodeError
 
 MAX_FRAMES = 10_000
 """Nearly three minutes at 60 frames a second; a file with more is made to hurt."""
+MAX_PARTS = 250_000
+"""Segments, chunks, boxes or blocks of one file. A PNG of 512 MiB in chunks of 8 KiB has 65,536; empty ones, of which
+there would be a hundred million, keep a thread busy for a minute."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,14 @@ def check_frames(frames: int) -> int:
     if frames > MAX_FRAMES:
         raise DecodeError(f"{frames} or more frames exceed the limit of {MAX_FRAMES}", code="too_large")
     return frames
+
+
+def counted(parts: Iterable[T]) -> Iterator[T]:
+    """The parts of a file, as long as there are not absurdly many."""
+    for number, part in enumerate(parts):
+        if number == MAX_PARTS:
+            raise DecodeError(f"the file is cut into more than {MAX_PARTS} pieces", code="too_large")
+        yield part
 
 
 def cut(what: str) -> DecodeError:

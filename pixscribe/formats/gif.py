@@ -1,9 +1,10 @@
 """GIF: blocks up to the trailer. Only the first frame is ever used."""
 
 import struct
+from collections.abc import Iterator
 
 from pixscribe.errors import DecodeError
-from pixscribe.formats.container import Container, check_frames
+from pixscribe.formats.container import Container, check_frames, counted
 from pixscribe.types import Size
 
 _EXTENSION, _IMAGE, _TRAILER, _PADDING = b"!,;\0"
@@ -30,14 +31,18 @@ def _canvas_size(data: bytes, first_image: int) -> Size:
 
 def _image_positions(data: bytes) -> list[int]:
     positions: list[int] = []
-    position = 13 + _color_table_bytes(data[10])
-    while data[position] != _TRAILER:
-        block = data[position]
-        if block == _IMAGE:
+    for position in counted(_block_positions(data)):
+        if data[position] == _IMAGE:
             positions.append(position)
             check_frames(len(positions))
-        position = _block_end(data, position, block)
     return positions
+
+
+def _block_positions(data: bytes) -> Iterator[int]:
+    position = 13 + _color_table_bytes(data[10])
+    while (block := data[position]) != _TRAILER:
+        yield position
+        position = _block_end(data, position, block)
 
 
 def _block_end(data: bytes, position: int, block: int) -> int:

@@ -9,7 +9,7 @@ from PIL.ExifTags import Base
 from pillow_heif import open_heif
 
 from pixscribe.errors import DecodeError
-from pixscribe.formats.container import Container, check_frames, cut
+from pixscribe.formats.container import Container, check_frames, counted, cut
 from pixscribe.formats.tiff import exif_orientation
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -74,7 +74,7 @@ def _brands(data: bytes) -> tuple[bytes, set[bytes]]:
 def _check_boxes(data: bytes) -> None:
     """Phones append boxes and trailers of their own, so only what the picture needs has to be whole."""
     seen: dict[bytes, memoryview] = {}
-    for kind, start, end in _boxes(data):
+    for kind, start, end in counted(_boxes(data)):
         if end > len(data):
             if kind in _NEEDED_WHOLE or b"meta" not in seen:
                 raise cut(f"box {kind!r} ends at byte {end} of {len(data)}")

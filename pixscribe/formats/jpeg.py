@@ -3,11 +3,12 @@
 A phone's JPEG with a gain map or a second view (MPO) is its first picture, and is sent with whatever follows it.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 
 from pixscribe.errors import DecodeError
-from pixscribe.formats.container import Container, cut, unsupported
+from pixscribe.formats.container import Container, counted, cut, unsupported
 from pixscribe.formats.tiff import exif_orientation
 
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -15,6 +16,7 @@ _SOF_USUAL = frozenset({0xC0, 0xC1, 0xC2})
 _SOS, _APP1 = 0xDA, 0xE1
 _WITHOUT_PAYLOAD = frozenset({0x01, *range(0xD0, 0xD8)})
 _END_MARKER = b"\xff\xd9"
+_NO_FILL_BYTE = re.compile(rb"[^\xff]")
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -35,7 +37,7 @@ def read_jpeg(data: bytes) -> Container:
 def _headers(data: bytes) -> tuple[bytes, int, int]:
     """The frame header, the orientation, and where the compressed data starts."""
     frame_header, orientation = b"", None
-    for marker, start, end in _segments(data):
+    for marker, start, end in counted(_segments(data)):
         if marker in _SOF_MARKERS:
             frame_header = _usual_frame_header(marker, data[start:end])
         elif marker == _APP1 and orientation is None and data.startswith(b"Exif\0\0", start):
@@ -59,6 +61,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         marker = data[position]
         position += 1
         if marker in _WITHOUT_PAYLOAD:
+            yield marker, position, position
             continue
         end = position + struct.unpack_from(">H", data, position)[0]
         if end < position + 2 or end > len(data):
@@ -70,6 +73,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _after_fill_bytes(data: bytes, position: int) -> int:
     if data[position] != 0xFF:
         raise DecodeError(f"JPEG has no marker at byte {position}")
-    while data[position] == 0xFF:
-        position += 1
-    return position
+    after = _NO_FILL_BYTE.search(data, position)
+    if after is None:
+        raise cut("JPEG ends in fill bytes")
+    return after.start()

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from pixscribe.errors import DecodeError
-from pixscribe.formats.container import Container, check_frames, cut
+from pixscribe.formats.container import Container, check_frames, counted, cut
 from pixscribe.formats.tiff import exif_orientation
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -22,7 +22,7 @@ def is_png(data: bytes) -> bool:
 def read_png(data: bytes) -> Container:
     chunks: dict[bytes, memoryview] = {}
     unpacked_bytes = 0
-    for kind, body in _chunks(data):
+    for kind, body in counted(_chunks(data)):
         if kind in _COMPRESSED_PART:
             unpacked_bytes += _unpacked_bytes(kind, bytes(body), MAX_CHUNKS_BYTES - unpacked_bytes)
         chunks.setdefault(kind, body)

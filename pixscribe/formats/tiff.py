@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from pixscribe.errors import DecodeError
 from pixscribe.formats.container import Container, check_frames, unsupported
+from pixscribe.types import Size
 
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 256, 257, 258, 262, 274, 339
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _REDUCED_RESOLUTION = 1
 _WHITE_IS_ZERO = 0
 _UNSIGNED_OR_UNSTATED = (1, 4)
@@ -36,6 +38,9 @@ _LAYOUTS = {
     b"II+\0": _Layout("<", "Q", "Q", 8),
     b"MM\0+": _Layout(">", "Q", "Q", 8),
 }
+MAX_TILE_PIXELS = 1 << 24
+"""A tile is decoded whole, however little of it the image shows; none is larger than this or than its image."""
+
 _INTEGER_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
@@ -52,6 +57,7 @@ def read_tiff(data: bytes) -> Container:
     _refuse_what_would_lie(data, first)
     orientation = _valid_orientation(first.get(_ORIENTATION, 1))
     width, height = first[_WIDTH], first[_HEIGHT]
+    _check_tile((first.get(_TILE_WIDTH, 0), first.get(_TILE_HEIGHT, 0)), (width, height))
     return Container("image/tiff", width, height, orientation, orientation, len(pages), sendable=False)
 
 
@@ -75,6 +81,11 @@ def _refuse_what_would_lie(data: bytes, first: dict[int, int]) -> None:
     bits = first.get(_BITS, 1)
     if bits > 8 and (bits != 16 or first.get(_PHOTOMETRIC) == _WHITE_IS_ZERO):
         raise unsupported(f"TIFF of {bits} bits with photometric interpretation {first.get(_PHOTOMETRIC)}")
+
+
+def _check_tile(tile: Size, size: Size) -> None:
+    if tile[0] * tile[1] > max(MAX_TILE_PIXELS, size[0] * size[1]):
+        raise DecodeError(f"TIFF of {size[0]}x{size[1]} px in tiles of {tile[0]}x{tile[1]}", code="too_large")
 
 
 def _valid_orientation(value: int) -> int:

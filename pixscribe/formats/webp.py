@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from pixscribe.errors import DecodeError
-from pixscribe.formats.container import Container, check_frames, cut
+from pixscribe.formats.container import Container, check_frames, counted, cut
 from pixscribe.formats.tiff import exif_orientation
 from pixscribe.types import Size
 
@@ -16,7 +16,7 @@ def is_webp(data: bytes) -> bool:
 def read_webp(data: bytes) -> Container:
     chunks: dict[bytes, bytes] = {}
     frames = 0
-    for kind, body in _chunks(data):
+    for kind, body in counted(_chunks(data)):
         frames = check_frames(frames + (kind == b"ANMF"))
         chunks.setdefault(kind, bytes(body) if kind == b"EXIF" else bytes(body[:10]))
     if not chunks.keys() & {b"VP8 ", b"VP8L", b"ANMF"}:
