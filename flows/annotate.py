@@ -1,5 +1,6 @@
 from prefect import flow
 
+from flows.surroundings import look_around
 from pixscribe.concurrency import gather_or_cancel, map_in_window
 from pixscribe.config import RunConfig
 from pixscribe.run import Run, RunSummary, open_run
@@ -14,7 +15,7 @@ from tasks.write import write_tables
 @flow(name="annotate", flow_run_name="annotate {config.name}")
 async def annotate(config: RunConfig, run_id: str | None = None, new: bool = False) -> RunSummary:
     """Label every image of the source with every prompt, and leave three Parquet tables at the output."""
-    async with open_run(config, run_id=run_id, new=new) as run:
+    async with open_run(config, run_id=run_id, new=new, surroundings=await look_around(config)) as run:
         shards = await scan_images(run)
         await map_in_window(
             lambda shard: annotate_shard(run, shard, config), shards, size=config.execution.shards_in_flight

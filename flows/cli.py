@@ -4,6 +4,7 @@ Exit codes: 0 done, every image ok; 1 done, some rows failed; 2 bad usage or con
 resumable; 130 and 143 interrupted by Ctrl-C and SIGTERM, resumable.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -18,9 +19,9 @@ import orjson
 import yaml
 from cyclopts import App, Parameter
 
-from flows.console import print_run, print_runs, print_summary, say, stderr, stdout
+from flows.console import print_files, print_run, print_runs, print_summary, say, stderr, stdout
 from pixscribe import __version__
-from pixscribe.config import json_schema, load_config
+from pixscribe.config import DEFAULT_BASE_URL, environment_key, json_schema, load_config
 from pixscribe.errors import ConfigError, RunError
 from pixscribe.prompts import make_question
 
@@ -195,6 +196,45 @@ def emulate(
         serve_forever(options)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from error
+    return 0
+
+
+files = App(name="files", help="What pixscribe stores in the Files API: 20 GB for a project, each file for 48 hours.")
+app.command(files)
+
+BaseUrl = Annotated[str, Parameter(help="The API's origin, as in model.base_url.")]
+
+
+@files.command(name="list")
+def list_files(
+    *,
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+    as_json: Annotated[bool, Parameter(name="--json", help="One JSON object per file.", negative="")] = False,
+) -> int:
+    """Show how much of the storage is in use, and how much of that is ours.
+
+    Example: pixscribe files list
+    """
+    from pixscribe.uploads import describe_files
+
+    found, totals = asyncio.run(describe_files(base_url, environment_key()))
+    if as_json:
+        _print_json_lines(found)
+    else:
+        print_files(totals)
+    return 0
+
+
+@files.command
+def clean(*, base_url: BaseUrl = DEFAULT_BASE_URL) -> int:
+    """Delete the files that pixscribe has uploaded, and no others. A run that still needs one uploads it again.
+
+    Example: pixscribe files clean
+    """
+    from pixscribe.uploads import delete_ours
+
+    count, size_bytes = asyncio.run(delete_ours(base_url, environment_key()))
+    print(f"{count} files deleted, {size_bytes / 1e9:.3f} GB")
     return 0
 
 

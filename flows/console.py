@@ -12,6 +12,9 @@ from pixscribe.prices import PRICES, PRICES_AS_OF
 if TYPE_CHECKING:
     from pixscribe.run import RunSummary
 
+STORAGE_BYTES = 20 * 1024**3
+"""What the Files API holds for a project."""
+
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
@@ -51,6 +54,17 @@ def print_runs(runs: list[dict[str, Any]]) -> None:
 def print_run(run: dict[str, Any]) -> None:
     """Everything known about one run."""
     _print_aligned(dict(_flat(run)), stdout)
+
+
+def print_files(totals: dict[str, dict[str, Any]]) -> None:
+    """How much of the Files API is in use: one line for ours, one for the others'."""
+    lines = {
+        whose: f"{total['files']} files, {total['size_bytes'] / 1e9:.3f} GB"
+        + (f", expiring from {total['first_expires_at']} to {total['last_expires_at']}" if total["files"] else "")
+        for whose, total in totals.items()
+    }
+    used = sum(total["size_bytes"] for total in totals.values()) / STORAGE_BYTES
+    _print_aligned({**lines, "in use": f"{100 * used:.1f} % of 20 GB"}, stdout)
 
 
 def _run_line(run: dict[str, Any]) -> tuple[str, ...]:

@@ -10,8 +10,18 @@ from datetime import UTC, datetime
 import orjson
 
 from pixscribe.answers import PARSER_VERSION, parse_answer
+from pixscribe.breaker import Breaker
 from pixscribe.config import ModelConfig
-from pixscribe.errors import AnswerError, AuthenticationError, ImageError, PermissionRefused, RateLimited
+from pixscribe.errors import (
+    AnswerError,
+    ApiError,
+    AuthenticationError,
+    ImageError,
+    PermissionRefused,
+    QuotaExhausted,
+    RateLimited,
+    ServerUnavailable,
+)
 from pixscribe.gemini import GeminiClient, ImagePart, Interaction, interaction_body
 from pixscribe.limits import Limiter
 from pixscribe.prices import PRICES, estimate_input_tokens
@@ -46,6 +56,14 @@ class Answer:
     asked_at: datetime | None = None
     reused: bool = False
     parser_version: str = PARSER_VERSION
+
+    def after(self, earlier: "Answer | None") -> "Answer":
+        """This answer, with what an earlier one to the same question cost, which was of no use."""
+        if earlier is None:
+            return self
+        cost_usd = None if self.cost_usd is None or earlier.cost_usd is None else self.cost_usd + earlier.cost_usd
+        attempts = self.attempts + earlier.attempts
+        return replace(self, attempts=attempts, usage=self.usage + earlier.usage, cost_usd=cost_usd)
 
     def for_another_name(self) -> "Answer":
         """The same answer for a duplicate of the image: nothing was asked or paid for it again."""
@@ -98,14 +116,21 @@ class _Trial:
 
 
 class Asker:
-    """Asks questions of one model, under one limiter and one policy."""
+    """Asks questions of one model, under one limiter, one policy and one breaker."""
 
     def __init__(
-        self, client: GeminiClient, limiter: Limiter, policy: RetryPolicy, model: ModelConfig, tally: Tally
+        self,
+        client: GeminiClient,
+        limiter: Limiter,
+        policy: RetryPolicy,
+        breaker: Breaker,
+        model: ModelConfig,
+        tally: Tally,
     ) -> None:
         self._client = client
         self._limiter = limiter
         self._policy = policy
+        self._breaker = breaker
         self._model = model
         self._tally = tally
         self._price = PRICES.get(model.name)
@@ -140,12 +165,15 @@ class Asker:
 
     async def _ask_with_renewal(self, question: Question, image: ImagePart, trial: _Trial, renew: Renew) -> None:
         try:
-            await self._policy.call(lambda _: self._attempt(question, image, trial))
+            await self._ask_until_answered(question, image, trial)
         except PermissionRefused as refusal:
             renewed = await renew()
             if renewed is None:
                 raise refusal
-            await self._policy.call(lambda _: self._attempt(question, renewed, trial))
+            await self._ask_until_answered(question, renewed, trial)
+
+    async def _ask_until_answered(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+        await self._policy.call(lambda _: self._breaker.call(lambda: self._attempt(question, image, trial)))
 
     async def _attempt(self, question: Question, image: ImagePart, trial: _Trial) -> None:
         # the same seed tends to repeat the same unusable answer
@@ -153,7 +181,7 @@ class Asker:
         estimate = estimate_input_tokens(question.text, question.schema, self._model.resolution)
         most_usd = self._cost_usd(Usage(estimate, self._model.max_output_tokens)) or 0.0
         async with self._limiter.question(input_tokens=estimate, cost_usd=most_usd) as taken:
-            interaction = await self._send(body, trial)
+            interaction = await self._send_on_some_day(body, trial)
             cost_usd = self._cost_usd(interaction.usage)
             taken.input_tokens, taken.cost_usd = interaction.usage.input_tokens, cost_usd or 0.0
         self._tally.cost_usd += cost_usd or 0.0
@@ -162,6 +190,13 @@ class Asker:
         if trial.parsed.truncated:
             raise AnswerError("the answer was cut off; its complete part is kept", code="truncated")
 
+    async def _send_on_some_day(self, body: bytes, trial: _Trial) -> Interaction:
+        while True:
+            try:
+                return await self._send(body, trial)
+            except QuotaExhausted as error:
+                await self._limiter.wait_for_midnight(error)
+
     async def _send(self, body: bytes, trial: _Trial) -> Interaction:
         self.on_wire.add(asyncio.current_task())
         self._tally.requests += 1
@@ -169,12 +204,20 @@ class Asker:
         trial.asked_at = datetime.now(UTC)
         started_s = time.monotonic()
         try:
-            return await self._client.create_interaction(body)
-        except RateLimited as error:
-            self._limiter.pause(min(error.retry_after_s or 0.0, self._policy.max_wait_s))
+            interaction = await self._client.create_interaction(body)
+        except ApiError as error:
+            self._learn_from(error)
             raise
         finally:
             trial.latency_ms = round(1000 * (time.monotonic() - started_s))
+        self._limiter.note()
+        return interaction
+
+    def _learn_from(self, error: ApiError) -> None:
+        self._limiter.note(limited=isinstance(error, RateLimited), overloaded=isinstance(error, ServerUnavailable))
+        # a 429 is meant for all, what another error says of waiting only for this question
+        if isinstance(error, RateLimited) and error.retry_after_s:
+            self._limiter.pause(min(error.retry_after_s, self._policy.max_wait_s))
 
     def _cost_usd(self, usage: Usage) -> float | None:
         return self._price.cost_usd(usage, self._model.service_tier) if self._price else None

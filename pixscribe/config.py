@@ -21,6 +21,7 @@ from pixscribe.types import Kind
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 EMULATOR = "emulator"
+DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
 IMAGE_GLOBS = tuple(
     f"*.{extension}"
     for extension in (
@@ -50,7 +51,7 @@ class SourceConfig(Section):
     """Gitignore-style globs on the relative path, without regard to case. Default: the supported extensions."""
     exclude: Texts = ()
     """Globs of what to leave out again."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=10**12)] | None = None
     """Take only the first N images in the order of their names."""
     only_new: bool = False
     """Skip what this output already holds for the same question. Not available yet."""
@@ -81,9 +82,9 @@ class SourceConfig(Section):
 class ImageConfig(Section):
     """What is sent of an image."""
 
-    max_side_px: Annotated[int, Field(ge=16)] | None = None
+    max_side_px: Annotated[int, Field(ge=16, le=10**9)] | None = None
     """Downscale what is sent to this longer side; boxes are unaffected."""
-    max_pixels: Annotated[int, Field(ge=1)] = 200_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=10**12)] = 200_000_000
     """A larger image is refused as too_large before it is decoded."""
 
 
@@ -92,7 +93,7 @@ class ModelConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "gemini-3.5-flash"
     """The model's name as the Gemini API spells it, without `models/`."""
-    base_url: str = "https://generativelanguage.googleapis.com"
+    base_url: str = DEFAULT_BASE_URL
     """The API's origin, or `emulator` for the built-in one, which needs no key."""
     transport: Literal["files", "inline", "url", "auto"] = "files"
     """How an image travels: uploaded once (files), inside each request (inline), as its public URL (url), or as its
@@ -109,6 +110,8 @@ class ModelConfig(Section):
     """null leaves it to the model, as is advised for Gemini 3."""
     resolution: Literal["low", "medium", "high", "ultra_high"] | None = None
     """How many tokens an image is turned into."""
+    api_key_block: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
+    """The name of a Prefect Secret block that holds the key. null: the environment variable GEMINI_API_KEY."""
 
     @field_validator("transport")
     @classmethod
@@ -162,12 +165,17 @@ class LimitsConfig(Section):
     """Sustained rate of questions, over all prompts."""
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Input tokens, estimated before sending and corrected by the answer."""
-    requests_per_day: Annotated[int, Field(ge=1)] | None = None
-    """Questions from midnight to midnight Pacific time; the run stops, resumable, when they are used up."""
+    requests_per_day: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    """Questions from midnight to midnight Pacific time."""
+    on_daily_quota: Literal["stop", "wait"] = "stop"
+    """When a day's quota is used up, this one or the service's: end the run, resumable, or sit out the day."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Requests in flight, uploads included."""
+    """Requests in flight, uploads included; fewer while the service is overloaded."""
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     """The run stops, resumable, before a request could pass this sum."""
+    shared_as: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
+    """Runs that give the same name here keep to these quotas together, on any number of machines, by way of global
+    concurrency limits of that name in the Prefect server that PREFECT_API_URL names."""
 
 
 class RetryConfig(Section):
@@ -179,6 +187,10 @@ class RetryConfig(Section):
     """The longest pause between two attempts."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120
     """For one attempt from the first byte sent to the last received."""
+    max_retry_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Repeats among all requests, after the first hundred; what fails beyond that is left to the next run."""
+    max_outage_s: Annotated[float, Field(ge=0, le=604_800)] = 7200
+    """How long a service that has stopped answering is probed before the run ends, resumable."""
 
 
 class ExecutionConfig(Section):
@@ -257,9 +269,11 @@ def make_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConf
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping: at most 4 MiB, plain types only, no key twice, no aliases."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)  # a pipe tells no size beforehand
+        if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is")
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -274,7 +288,8 @@ def parse_yaml(text: str, *, origin: str = "config") -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ConfigError(f"{origin}: {error.problem}{line}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # PyYAML's constructors trust their input: `!!bool maybe` is a KeyError, `!!timestamp soon` an AttributeError
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{origin}: is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: should be a mapping of keys to values, with name, source, prompts and output")
@@ -284,7 +299,7 @@ def parse_yaml(text: str, *, origin: str = "config") -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The whole configuration, defaults filled in, as YAML that `load_config` reads back to an equal one."""
     values = config.model_dump(mode="json")
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(values, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def with_absolute_uris(config: RunConfig) -> RunConfig:
@@ -294,12 +309,31 @@ def with_absolute_uris(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"source": source, "output": output})
 
 
+def environment_key() -> str:
+    """The key from GEMINI_API_KEY. Raises `ConfigError`, which never shows it."""
+    key = os.environ.get("GEMINI_API_KEY", "").strip()
+    if not key:
+        raise ConfigError(
+            "GEMINI_API_KEY is not set; export your key, or try `model.base_url: emulator`, which needs none"
+        )
+    return checked_key(key, "GEMINI_API_KEY")
+
+
+def checked_key(key: str, origin: str) -> str:
+    """The key, if it can be one at all. Raises `ConfigError`, which never shows it."""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise ConfigError(f"{origin} holds spaces, line breaks or characters outside ASCII, which no key does")
+    return key
+
+
 def config_digest(config: RunConfig) -> str:
     """Eight hex digits that are equal for configs that ask the same about the same images into the same place.
 
-    Limits, retries and the cut into shards do not count: whoever raises the budget of a stopped run wants to go on.
+    Limits, retries, the place of the key and the cut into shards do not count: whoever raises the budget of a stopped
+    run wants to go on.
     """
-    asked = config.model_dump(mode="json", exclude={"limits", "retry", "execution"})
+    unasked: dict[str, Any] = {"limits": True, "retry": True, "execution": True, "model": {"api_key_block"}}
+    asked = config.model_dump(mode="json", exclude=unasked)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -327,6 +361,18 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """SafeDumper that escapes the line breaks of Unicode, which would come back as other ones."""
+
+
+def _represent_text(dumper: _ExactDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if set("\x85\u2028\u2029") & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_ExactDumper.add_representer(str, _represent_text)
 
 
 def _set_value(values: dict[str, Any], key_path: str, value: Any) -> None:
@@ -379,10 +425,14 @@ def _explain(detail: ErrorDetails) -> str:
     message = re.sub(r"^(Value error, |Input )", "", detail["msg"])
     if detail["type"] == "model_type":
         return f"{path}: {_short(detail['input'])}: should be a mapping of keys to values"
-    # a URL may hold a password, which is not to be repeated
-    if not path or isinstance(detail["input"], dict) or path == "model.base_url":
+    if not path or isinstance(detail["input"], dict) or _may_hold_a_secret(path, detail["input"]):
         return f"{path}: {message}".lstrip(": ")
     return f"{path}: {_short(detail['input'])}: {message}"
+
+
+def _may_hold_a_secret(path: str, value: Any) -> bool:
+    """A URL may hold a password, which is not to be repeated."""
+    return path == "model.base_url" or (path.endswith(".uri") and str(value).startswith("s3:"))
 
 
 def _key_path(loc: Sequence[int | str]) -> str:
@@ -394,6 +444,8 @@ def _short(value: Any) -> str:
         return f"a {'mapping' if isinstance(value, dict) else 'list'}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write out such a one
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -446,6 +498,8 @@ def _check_scheme(uri: str, allowed: str) -> str:
         raise ValueError("should be file:/// and an absolute path")
     if scheme == "s3" and not urlsplit(uri).netloc:
         raise ValueError("should name a bucket after s3://")
+    if scheme == "s3" and set("@:") & set(uri.removeprefix("s3://").partition("/")[0]):
+        raise ValueError("should hold no key or password; those come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if "\0" in uri:
         raise ValueError("should hold no NUL character")
     return uri

@@ -8,6 +8,8 @@ PixscribeError
 │   ├── QuotaExhausted          a daily quota is used up             exit 3
 │   ├── BudgetExhausted         limits.budget_usd is spent           exit 3
 │   ├── OutputError             the output cannot be written         exit 3
+│   │   └── LockLost                another process has taken the run    exit 3
+│   ├── OutageError             the service does not answer          exit 3
 │   └── HopelessRun             a whole shard failed for one reason  exit 3
 └── ImageError              fails one image or one prompt; becomes a row in exactly one place
     ├── ReadError
@@ -15,7 +17,10 @@ PixscribeError
     ├── UploadError
     └── ApiError                status, code, attempts, retry_after_s
         ├── RateLimited             asked again
+        ├── StorageFull             the Files API takes nothing more
         ├── ServerUnavailable       asked again
+        │   ├── NotReady                a file that is still processed
+        │   └── SessionGone             an upload to be begun anew
         ├── AnswerError             asked again, fewer times
         ├── RequestRefused          not asked again
         │   ├── PermissionRefused       403: a file that is gone, or a key without the right
@@ -62,6 +67,14 @@ class BudgetExhausted(RunError):
 
 class OutputError(RunError):
     """The output cannot be written or read."""
+
+
+class LockLost(OutputError):
+    """Another process has taken over the run, because this one seemed to be dead; it must not write any more."""
+
+
+class OutageError(RunError):
+    """The service does not answer, and has not for longer than is waited for."""
 
 
 class HopelessRun(RunError):
@@ -126,10 +139,29 @@ class RateLimited(ApiError):
     code: ErrorCode = "rate_limited"
 
 
+class StorageFull(ApiError):
+    """429 for the 20 GB of a project's files: no waiting helps, only deleting."""
+
+    code: ErrorCode = "upload_failed"
+
+
 class ServerUnavailable(ApiError):
     """5xx, 408, a broken connection or a timeout: `server_error`, `network_error` or `timeout`."""
 
     code: ErrorCode = "server_error"
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether it says something about the service as a whole: a 500 may come from this one image."""
+        return self.status in (None, 200, 502, 503, 504)
+
+
+class NotReady(ServerUnavailable):
+    """400 failed_precondition: the file is not ACTIVE yet."""
+
+
+class SessionGone(ServerUnavailable):
+    """The service does not know the upload any more."""
 
 
 class AnswerError(ApiError):

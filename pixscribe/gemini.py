@@ -7,6 +7,7 @@ Source: Gemini API documentation, "Interactions", "Files" and "Troubleshooting",
 import asyncio
 import base64
 import re
+import resource
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,13 +25,18 @@ from pixscribe.errors import (
     ApiError,
     AuthenticationError,
     Blocked,
+    ConfigError,
     FileConflict,
     ModelUnknown,
+    NotReady,
+    OutageError,
     PermissionRefused,
     QuotaExhausted,
     RateLimited,
     RequestRefused,
     ServerUnavailable,
+    SessionGone,
+    StorageFull,
     UploadError,
 )
 from pixscribe.types import Usage
@@ -51,6 +57,8 @@ BLOCKED_CODES = frozenset(
         *("image_safety", "image_prohibited_content", "image_recitation", "image_other"),
     )
 )
+LONGEST_QUOTA_S = 7 * 86_400
+"""The delay that comes with a full storage is 292 years: no quota that refills names so many days."""
 STATUS_RETRIED = frozenset((408, 409, 499))
 
 
@@ -140,7 +148,7 @@ class GeminiClient:
             "x-goog-upload-header-content-length": str(size_bytes),
             "x-goog-upload-header-content-type": mime_type,
         }
-        reply = _ok(await self._send("POST", self._upload_url, headers, orjson.dumps({"file": file})))
+        reply = _stored(await self._send("POST", self._upload_url, headers, orjson.dumps({"file": file})))
         upload_url: str | None = reply.headers.get("x-goog-upload-url")
         if not upload_url:
             raise ServerUnavailable("the start of an upload was answered without an upload URL", status=reply.status)
@@ -158,9 +166,35 @@ class GeminiClient:
         if reply.status == 409:
             raise FileConflict(f"the file exists already: {_error_of(reply).message}", status=409)
         if reply.status in (404, 410):
-            raise ServerUnavailable("the upload session is gone", status=reply.status)
-        _ok(reply)
+            raise SessionGone("the upload session is gone", status=reply.status)
+        if reply.status == 400 and reply.headers.get("x-goog-upload-status") == "active":
+            # not refused for good: the service is at another offset, and `query_upload` tells which
+            raise ServerUnavailable(f"the offset {offset} is not where the upload stands", status=400)
+        _stored(reply)
         return _understood(_read_file, _json_of(reply).get("file")) if last else None
+
+    async def query_upload(self, upload_url: str) -> "UploadState":
+        """How far an upload has come. Raises `SessionGone` if the service does not know it any more."""
+        reply = await self._send("POST", upload_url, {"x-goog-upload-command": "query"}, b"")
+        if reply.status in (404, 410):
+            raise SessionGone("the upload session is gone", status=reply.status)
+        _ok(reply)
+        is_final = reply.headers.get("x-goog-upload-status") == "final"
+        return UploadState(is_final, _count(reply.headers.get("x-goog-upload-size-received")))
+
+    async def check_model(self, model: str) -> None:
+        """Find out, before anything is uploaded or asked, whether key, model and place will do; costs nothing.
+
+        Raises `AuthenticationError` and `ModelUnknown`, `ConfigError` for a place from which the API may not be used,
+        and `ImageError` for whatever says nothing about these.
+        """
+        reply = await self._send("GET", f"{self._base_url}/v1beta/models/{model}", self._key)
+        error = _error_of(reply)
+        if reply.status == 404 and error.code == "NOT_FOUND":
+            raise ModelUnknown(f"model.name: the service does not know the model: {error.message}")
+        if reply.status == 400 and error.code == "FAILED_PRECONDITION":
+            raise ConfigError(f"the service refuses to be used from here: {error.message}")
+        _ok(reply)
 
     async def get_file(self, name: str) -> File:
         """The file `files/<name>`. Raises `PermissionRefused` if there is none: the service has no 404 for files."""
@@ -218,15 +252,22 @@ def open_transport(base_url: str, *, concurrency: int) -> httpx.AsyncBaseTranspo
     thread for every request.
     """
     proxy = _proxy_for(base_url)
+    most = min(concurrency, _spare_descriptors())
     return httpx_aiohttp.AiohttpTransport(
         client=lambda: aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=concurrency, ttl_dns_cache=300, keepalive_timeout=30, ssl=httpx.create_ssl_context()
+                limit=most, ttl_dns_cache=300, keepalive_timeout=30, ssl=httpx.create_ssl_context()
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=proxy,
         )
     )
+
+
+def _spare_descriptors() -> int:
+    """Connections beyond this would only fail: half of what the process may open is left to files and to Prefect."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(4, soft // 2)
 
 
 def _proxy_for(base_url: str) -> str | None:
@@ -236,31 +277,72 @@ def _proxy_for(base_url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
-async def upload_file(client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> File:
-    """Upload in chunks, once, without retries; a name that is taken is answered with the file that has it.
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """Where an upload stands: finished, or at the offset from which to go on."""
 
-    Names come from the content, so "taken" means "already there". Raises `FileConflict` if it is taken and yet nothing
-    is to be had under it (deleted, expired or of another project), besides what the single calls raise.
-    """
-    url = await client.start_upload(name=name, size_bytes=len(data), mime_type=mime_type, display_name=display_name)
-    try:
-        return await _send_chunks(client, url, data)
-    except FileConflict as conflict:
+    is_final: bool
+    received_bytes: int
+
+
+class Upload:
+    """One file on its way to the Files API. An attempt that breaks is taken up by the next where it got to."""
+
+    def __init__(self, client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> None:
+        self._client = client
+        self._data = data
+        self._name = name
+        self._mime_type = mime_type
+        self._display_name = display_name
+        self._url: str | None = None
+
+    async def attempt(self) -> File:
+        """Upload what is missing; a name that is taken is answered with the file that has it.
+
+        Names come from the content, so "taken" means "already there". Raises `FileConflict` if it is taken and yet
+        nothing is to be had under it (deleted, expired or of another project), besides what the single calls raise.
+        """
         try:
-            return await client.get_file(name)
-        except PermissionRefused:
-            raise conflict from None
+            return await self._go_on(self._url) if self._url else await self._start()
+        except FileConflict as conflict:
+            self._url = None
+            try:
+                return await self._client.get_file(self._name)
+            except PermissionRefused:
+                raise conflict from None
+        except SessionGone:
+            self._url = None
+            raise
+
+    async def _start(self) -> File:
+        self._url = await self._client.start_upload(
+            name=self._name, size_bytes=len(self._data), mime_type=self._mime_type, display_name=self._display_name
+        )
+        return await self._send_from(self._url, 0)
+
+    async def _go_on(self, url: str) -> File:
+        state = await self._client.query_upload(url)
+        if not state.is_final:
+            return await self._send_from(url, min(state.received_bytes, len(self._data)))
+        try:
+            return await self._client.get_file(self._name)  # it was only the answer that got lost
+        except PermissionRefused as error:
+            raise SessionGone("the upload ended without a file", status=error.status) from error
+
+    async def _send_from(self, url: str, offset: int) -> File:
+        view = memoryview(self._data)
+        while len(self._data) - offset > CHUNK_BYTES:
+            await self._client.send_bytes(url, view[offset : offset + CHUNK_BYTES], offset=offset, last=False)
+            offset += CHUNK_BYTES
+        file = await self._client.send_bytes(url, view[offset:], offset=offset, last=True)
+        if file is None:
+            raise UploadError("the upload was not finished")
+        return file
 
 
-async def _send_chunks(client: GeminiClient, url: str, data: bytes) -> File:
-    view = memoryview(data)
-    last_offset = max(0, (len(data) - 1) // CHUNK_BYTES * CHUNK_BYTES)
-    for offset in range(0, last_offset, CHUNK_BYTES):
-        await client.send_bytes(url, view[offset : offset + CHUNK_BYTES], offset=offset, last=False)
-    file = await client.send_bytes(url, view[last_offset:], offset=last_offset, last=True)
-    if file is None:
-        raise UploadError("the upload was not finished")
-    return file
+async def upload_file(client: GeminiClient, data: bytes, *, name: str, mime_type: str, display_name: str) -> File:
+    """Upload in one attempt; see `Upload`."""
+    return await Upload(client, data, name=name, mime_type=mime_type, display_name=display_name).attempt()
 
 
 def interaction_body(
@@ -317,9 +399,12 @@ async def _slices(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + SLICE_BYTES]
 
 
-def _network_error(error: Exception) -> ServerUnavailable:
+def _network_error(error: Exception) -> Exception:
     # the transport calls every broken connection a ConnectTimeout: what it was stands in the cause
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        # asking again would not make it trusted
+        return OutageError(f"model.base_url: the certificate of {cause.host} is not trusted: {cause.certificate_error}")
     is_timeout = isinstance(cause, TimeoutError | httpx.TimeoutException)
     # some of these have no text at all, hence the type
     text = f"{type(cause).__name__}: {cause}".rstrip(": ")
@@ -330,6 +415,16 @@ def _ok(reply: _Reply) -> _Reply:
     if reply.status != 200:
         raise _error_from(reply)
     return reply
+
+
+def _stored(reply: _Reply) -> _Reply:
+    """As `_ok`, for what takes room: a 429 whose delay no quota needs means that there is none left."""
+    try:
+        return _ok(reply)
+    except RateLimited as error:
+        if (error.retry_after_s or 0.0) > LONGEST_QUOTA_S:
+            raise StorageFull(f"the Files API's storage is full: {error}", status=429) from error
+        raise
 
 
 def _json_of(reply: _Reply) -> dict[str, Any]:
@@ -444,6 +539,8 @@ def _classify(reply: _Reply) -> Exception:
         return ServerUnavailable(said, status=reply.status, retry_after_s=_retry_after_s(reply, error))
     if error.code in BLOCKED_CODES:
         return Blocked(said, status=reply.status)
+    if reply.status == 400 and error.code.lower() == "failed_precondition":
+        return NotReady(said, status=400)
     if 300 <= reply.status < 400:
         host = urlsplit(reply.headers.get("location", "")).hostname
         return RequestRefused(f"HTTP {reply.status}: a redirect to {host} is not followed", status=reply.status)
@@ -451,11 +548,10 @@ def _classify(reply: _Reply) -> Exception:
 
 
 def _quota_error(reply: _Reply, error: _ErrorBody, said: str) -> Exception:
-    quota_ids = [
-        str(violation.get("quotaId", ""))
-        for detail in _details(error, "QuotaFailure")
-        for violation in detail.get("violations") or ()
-    ]
+    violations = [each for detail in _details(error, "QuotaFailure") for each in detail.get("violations") or ()]
+    if any(violation.get("quotaValue") == "0" for violation in violations):
+        return ModelUnknown(f"model.name: the key's tier does not have this model ({said})")
+    quota_ids = [str(violation.get("quotaId", "")) for violation in violations]
     if error.code == "quota_exceeded" or any("PerDay" in quota_id for quota_id in quota_ids):
         return QuotaExhausted(f"the daily quota is used up ({said})")
     return RateLimited(said, status=429, retry_after_s=_retry_after_s(reply, error))

@@ -7,23 +7,34 @@ as soon as no stage needs them. Everything here runs on the engine's loop.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
+from pixscribe.archive import Archive
 from pixscribe.asking import Answer, Asker, read_again, unasked
 from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel
 from pixscribe.config import RunConfig
-from pixscribe.errors import HopelessRun, ImageError, ReadError
+from pixscribe.errors import (
+    DecodeError,
+    HopelessRun,
+    ImageError,
+    OutageError,
+    QuotaExhausted,
+    ReadError,
+    StorageFull,
+    UploadError,
+)
 from pixscribe.gemini import File, ImagePart
 from pixscribe.image import ImageRules, prepare_image, read_header
 from pixscribe.journal import Journal
+from pixscribe.lock import RunLock
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question
 from pixscribe.source import Shard, read_shard
 from pixscribe.storage import Storage, read_image
-from pixscribe.tables import Labelled, ShardRows, make_rows, write_shard
+from pixscribe.tables import Labelled, ShardRows, make_rows, part_key, write_shard
 from pixscribe.types import ErrorCode, ImageRef, PreparedImage
 from pixscribe.uploads import Uploader
 
@@ -55,10 +66,15 @@ HOPELESS_CODES: frozenset[ErrorCode] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ReadyImage:
-    """An image that can be asked about: as a file of the service, or with its bytes in `image.data`."""
+    """An image that can be asked about: as a file of the service, or with its bytes in `image.data`.
+
+    `known` holds the answers that need not be asked for, by the name of the question; with all of them there, the image
+    was not uploaded either.
+    """
 
     image: PreparedImage
     file: File | None = None
+    known: Mapping[str, Answer] = field(default_factory=dict)
 
     def part(self, resolution: str | None) -> ImagePart:
         """How it stands in a question."""
@@ -77,8 +93,10 @@ class ShardWork:
     ready: list[asyncio.Future[ReadyImage | ImageError]]
     answers: list[dict[str, Answer]]
     held_bytes: list[int]
-    journaled: dict[str, Answer]
-    """What an earlier process was answered, by request key."""
+    uploaded: list[str] = field(default_factory=list)
+    """The sha256 of what was sent of each image whose file this shard holds on to."""
+    asked: set[str] = field(default_factory=set)
+    """Request keys, to be forgotten when the shard is committed."""
     uploads: int = 0
 
 
@@ -102,6 +120,8 @@ class Labeller:
     asker: Asker
     uploader: Uploader
     journal: Journal
+    archive: Archive
+    lock: RunLock
     tally: Tally
     _works: SingleFlight[ShardWork] = field(default_factory=SingleFlight)
     _asked: SingleFlight[Answer] = field(default_factory=SingleFlight)
@@ -131,12 +151,20 @@ class Labeller:
         labelled = [_labelled(work, index) for index in range(len(work.refs))]
         rows = await self._in_thread(make_rows, labelled, self.questions, work.uploads)
         _check_hope(rows, self.questions)
-        await self._in_thread(write_shard, self.storage, self.run_id, shard, rows)
-        self._works.forget(shard.name)
-        await self.journal.forget(shard.name)
+        await self._in_thread(write_shard, self.storage, self.run_id, shard, rows, self.lock.check)
+        await self._forget(shard, work)
         self.tally.shards_written.append(rows.totals.describe())
         logger.info("shard %s: %s", shard.name, rows.totals.describe())
         return rows.totals
+
+    async def _forget(self, shard: Shard, work: ShardWork) -> None:
+        """What is committed is found in the tables from now on; memory must not grow with the run."""
+        await self._in_thread(self.archive.settle, part_key("responses", self.run_id, shard), work.asked)
+        self._works.forget(shard.name)
+        for request_key in work.asked:
+            self._asked.forget(request_key)
+        self.uploader.let_go(work.uploaded)
+        await self.journal.forget(shard.name)
 
     async def finish(self) -> None:
         """Wait a moment for answers that will be billed, give up the other questions, and write the journal."""
@@ -159,40 +187,76 @@ class Labeller:
         refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
         loop = asyncio.get_running_loop()
         ready: list[asyncio.Future[ReadyImage | ImageError]] = [loop.create_future() for _ in refs]
-        journaled = await self._in_thread(self.journal.recall, shard.name)
-        return ShardWork(shard.name, refs, ready, [{} for _ in refs], [0] * len(refs), journaled)
+        return ShardWork(shard.name, refs, ready, [{} for _ in refs], [0] * len(refs))
 
     async def _make_one_ready(self, work: ShardWork, index: int) -> None:
         ref = work.refs[index]
         work.held_bytes[index] = await self._bytes.acquire(ref.size_bytes or 0)
         try:
-            ready, uploaded = await self._transport(ref, await self._prepare(ref))
-            work.uploads += uploaded
+            ready = await self._get_ready(work, ref)
         except ImageError as error:
             self._let_go(work, index)
             work.ready[index].set_result(error)
             return
-        if ready.file is not None:
+        if ready.file is not None or len(ready.known) == len(self.questions):
             ready = replace(ready, image=replace(ready.image, data=b""))
             self._let_go(work, index)
         work.ready[index].set_result(ready)
+
+    async def _get_ready(self, work: ShardWork, ref: ImageRef) -> ReadyImage:
+        image = await self._prepare(ref)
+        known = await self._recall(image)
+        if len(known) == len(self.questions):
+            return ReadyImage(image, known=known)
+        return replace(await self._transport(work, ref, image), known=known)
+
+    async def _recall(self, image: PreparedImage) -> dict[str, Answer]:
+        """What was answered about this image before, by any run of this output."""
+        keys = {question.name: self.asker.request_key(question, image.sent_sha256) for question in self.questions}
+        maybe = [question for question in self.questions if self.archive.has(keys[question.name])]
+        if not maybe:
+            return {}
+        return await self._in_thread(self._find, {question.name: keys[question.name] for question in maybe})
+
+    def _find(self, keys: Mapping[str, str]) -> dict[str, Answer]:
+        found = {name: self.archive.find(key) for name, key in keys.items()}
+        return {
+            question.name: read_again(answer, question)
+            for question in self.questions
+            if (answer := found.get(question.name)) is not None
+        }
 
     async def _prepare(self, ref: ImageRef) -> PreparedImage:
         if ref.error is not None:
             raise ReadError(ref.error)
         rules = ImageRules(self.config.image.max_side_px, self.config.image.max_pixels)
-        image = await self._in_thread(_read_plain, ref.uri, rules)
-        if isinstance(image, PreparedImage):
-            return image
-        async with self._pixels.hold(image.decode_px):
-            return await self._in_thread(prepare_image, image.data, rules)
+        try:
+            image = await self._in_thread(_read_plain, ref.uri, rules)
+            if isinstance(image, PreparedImage):
+                return image
+            async with self._pixels.hold(image.decode_px):
+                return await self._in_thread(prepare_image, image.data, rules)
+        except MemoryError as error:
+            raise DecodeError("needs more memory than there is", code="too_large") from error
 
-    async def _transport(self, ref: ImageRef, image: PreparedImage) -> tuple[ReadyImage, bool]:
-        """Upload the image, unless it travels inside the questions; also says whether anything was uploaded."""
+    async def _transport(self, work: ShardWork, ref: ImageRef, image: PreparedImage) -> ReadyImage:
+        """Upload the image, unless it travels inside the questions, or has to."""
         if self._travels_inline(image):
-            return ReadyImage(image), False
-        file, uploaded = await self.uploader.upload(image, ref.file_name)
-        return ReadyImage(image, file), uploaded
+            return ReadyImage(image)
+        may_go_inline = self.config.model.transport == "auto" and len(image.data) <= INLINE_LIMIT_BYTES
+        self.uploader.hold(image.sent_sha256)
+        work.uploaded.append(image.sent_sha256)
+        try:
+            file, uploaded = await self.uploader.upload(image, ref.file_name, patient=not may_go_inline)
+        except (UploadError, StorageFull, OutageError) as error:
+            if not may_go_inline and isinstance(error, StorageFull):
+                raise QuotaExhausted("the Files API's storage is full, and nothing in it is ours to delete") from error
+            if not may_go_inline:
+                raise
+            logger.debug("%s is sent inside its questions: %s", ref.file_name, error)
+            return ReadyImage(image)
+        work.uploads += uploaded
+        return ReadyImage(image, file)
 
     def _travels_inline(self, image: PreparedImage) -> bool:
         size_bytes, transport = len(image.data), self.config.model.transport
@@ -215,14 +279,17 @@ class Labeller:
 
     async def _answer(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
         key = self.asker.request_key(question, ready.image.sent_sha256)
+        work.asked.add(key)
         answer, asked_now = await self._asked.once(key, lambda: self._ask(work, ref, ready, question, key))
         return answer if asked_now else answer.for_another_name()
 
     async def _ask(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
-        journaled = work.journaled.get(key)
-        # what was of no use is asked again: a run that stopped over it would else stop over it for ever
-        if journaled is not None and journaled.status != "failed":
-            return read_again(journaled, question)
+        if (known := ready.known.get(question.name)) is not None:
+            return known
+        if self.archive.has(key):  # since it got ready: a duplicate in a shard that was committed meanwhile
+            found = await self._in_thread(self._find, {question.name: key})
+            if question.name in found:
+                return found[question.name]
         task = asyncio.create_task(self._ask_and_journal(work, ref, ready, question, key))
         self._asking.add(task)
         task.add_done_callback(self._forget_task)
@@ -239,6 +306,7 @@ class Labeller:
     ) -> Answer:
         part = ready.part(self.config.model.resolution)
         answer = await self.asker.ask(question, part, key, lambda: self._renew(ref, ready))
+        answer = answer.after(self.archive.wasted(key))
         if answer.text is not None:  # there are words, so there is a bill
             self.journal.add(work.shard, answer)
         return answer

@@ -1,24 +1,65 @@
-"""How fast the service may be asked: requests and tokens per minute, requests per day, money, and what is in flight."""
+"""What may be sent now: requests and tokens per minute, requests per day, money, and what is in flight.
+
+The limits of the config are upper bounds. Below them, two controllers follow what the service really grants: `Pace`
+the rate, from 429s, and `Slots` the requests in flight, from 429s and 503s.
+"""
 
 import asyncio
+import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
 
 from pixscribe.config import LimitsConfig
 from pixscribe.errors import BudgetExhausted, QuotaExhausted
 
+logger = logging.getLogger(__name__)
+
 BURST_S = 0.5
 """How much of a minute's quota may be caught up at once, after the event loop was late."""
+JITTER_S = 0.1
+"""How much later than its neighbours a request may reach the service, and so come closer to those behind it."""
+LONGEST_PAUSE_S = 600.0
+"""No quota per minute needs longer, whatever delay the service names (292 years have been seen)."""
+PARK_STEP_S = 60.0
+"""How often a parked run looks at the clock, which may be set."""
 
 PACIFIC = ZoneInfo("America/Los_Angeles")
 """Where Google's daily quotas begin their day."""
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
+Today = Callable[[], str]
+Quota = Literal["requests", "tokens"]
+
+
+class SharedQuota(Protocol):
+    """The limits of a project, as many processes share them. What it cannot reach it raises as `RunError`."""
+
+    async def take(self, quota: Quota, amount: float) -> float:
+        """Take `amount` and return after how many seconds it begins to be ours, to be used evenly from then on."""
+
+    async def take_of_day(self, requests: int) -> bool:
+        """Take so many of today's requests; False, and nothing is taken, if there are not so many left."""
+
+    async def pause(self, seconds: float) -> None:
+        """Tell everyone to let nothing through for so long."""
+
+    async def paused_s(self) -> float:
+        """For how long someone told everyone to wait; 0 or less when nobody did."""
+
+    async def close(self) -> None:
+        """Let go of what it holds open."""
+
+
+def per_second(per_minute: float) -> float:
+    """The pace at which `per_minute` is not passed in any minute, whatever is caught up or jitters."""
+    return per_minute / (60 + BURST_S + JITTER_S)
 
 
 class Rate:
@@ -28,13 +69,13 @@ class Rate:
     """
 
     def __init__(self, per_minute: float) -> None:
-        self._per_s = per_minute / (60 + BURST_S)
+        self._per_s = per_second(per_minute)
         self._paid_until_s = float("-inf")
 
-    def reserve(self, cost: float, now_s: float) -> float:
-        """Take `cost` and return the time at which it may be used."""
+    def reserve(self, cost: float, now_s: float, share: float = 1.0) -> float:
+        """Take `cost` and return the time at which it may be used; `share` is the part of the rate to go at."""
         start_s = max(self._paid_until_s, now_s - BURST_S)
-        self._paid_until_s = start_s + cost / self._per_s
+        self._paid_until_s = start_s + cost / (self._per_s * share)
         return max(start_s, now_s)
 
     def hold(self, until_s: float) -> None:
@@ -44,6 +85,202 @@ class Rate:
     def correct(self, difference: float) -> None:
         """Take (or give back, if negative) what an estimate was wrong by."""
         self._paid_until_s += difference / self._per_s
+
+
+class LeasedRate:
+    """A quota per minute that is shared with other processes, of which blocks of about a second are leased.
+
+    Each block comes with the time from which it is ours, so that the blocks of all processes lie one behind the other.
+    The next one is asked for while the last is used. What is not used in its time is lost, never saved up.
+    """
+
+    def __init__(self, quota: Quota, per_minute: float, shared: SharedQuota, clock: Clock) -> None:
+        self._quota: Quota = quota
+        self._per_s = per_second(per_minute)
+        self._block = max(1.0, self._per_s)
+        self._shared = shared
+        self._clock = clock
+        self._free_from_s = 0.0
+        self._left = 0.0
+        self._next: asyncio.Task[tuple[float, float]] | None = None
+        self._turn = asyncio.Lock()
+
+    async def reserve(self, cost: float) -> float:
+        """Take `cost` and return the time at which it may be used."""
+        async with self._turn:
+            self._drop_what_is_past()
+            if self._left < cost:
+                await self._take_next(cost)
+            start_s = self._free_from_s
+            self._free_from_s += cost / self._per_s
+            self._left -= cost
+            if self._left < self._block and self._next is None:
+                self._next = asyncio.create_task(self._lease(self._block))
+            return start_s
+
+    async def _take_next(self, cost: float) -> None:
+        from_s, amount = await (self._next or self._lease(max(self._block, cost)))
+        self._next = None
+        if amount < cost:
+            later_s, more = await self._lease(cost - amount)
+            from_s, amount = later_s - amount / self._per_s, amount + more
+        # the crumbs of the last block come out of the new one's time
+        self._free_from_s = max(self._free_from_s, from_s) if self._left else from_s
+        self._left += amount
+
+    async def _lease(self, amount: float) -> tuple[float, float]:
+        asked_s = self._clock()
+        return asked_s + await self._shared.take(self._quota, amount), amount
+
+    def _drop_what_is_past(self) -> None:
+        late_s = self._clock() - BURST_S - self._free_from_s
+        if late_s > 0:
+            self._left = max(0.0, self._left - late_s * self._per_s)
+            self._free_from_s += late_s
+
+
+class Pace:
+    """Finds the rate that is really granted, when that is below the configured one.
+
+    Answers are counted in windows. When some were refused, the rate becomes a little less than what was taken; now and
+    then a window tries more, and each try in vain makes the next one later. A service that refuses just as many after
+    the rate was lowered three times refuses at random, and is not slowed down for.
+    """
+
+    WINDOW_S = 2.0
+    LONGEST_WINDOW_S = 10.0
+    WINDOW_ANSWERS = 40
+    FEW_REFUSED = 0.03
+    MUCH_REFUSED = 0.3
+    LOWERINGS = 3
+    HELPED = 0.6
+    SAFE = 0.95
+    TRY_MORE = 1.3
+    WORTH_IT = 1.1
+    REST = 4
+    LONGEST_REST = 16
+    LEAST_SHARE = 0.01
+
+    def __init__(self, per_minute: float, clock: Clock) -> None:
+        self._most_per_s = per_minute / 60
+        self._clock = clock
+        self._granted_per_s = self._before_per_s = self._most_per_s
+        self._rest = self._rest_left = self.REST
+        self._was_raised = False
+        self._lowered_for: list[float] = []
+        self._noise = 0.0
+        self._begin_window()
+        self.share = 1.0
+        """Of the configured rate, to go at now."""
+
+    def note(self, *, refused: bool) -> None:
+        """Count an answer."""
+        self._answers += 1
+        self._refused += refused
+        elapsed_s = self._clock() - self._since_s
+        is_full = elapsed_s >= self.WINDOW_S and self._answers >= self.WINDOW_ANSWERS
+        if is_full or elapsed_s >= self.LONGEST_WINDOW_S:
+            self._judge(self._refused / self._answers, (self._answers - self._refused) / elapsed_s)
+            self._begin_window()
+
+    def _judge(self, refused_share: float, taken_per_s: float) -> None:
+        (self._judge_rest if self._rest_left else self._judge_try)(refused_share, taken_per_s)
+        self._granted_per_s = min(self._granted_per_s, self._most_per_s)
+        wanted = self._granted_per_s * (1.0 if self._rest_left else self.TRY_MORE)
+        self.share = min(1.0, max(self.LEAST_SHARE, wanted / self._most_per_s))
+
+    def _judge_rest(self, refused_share: float, taken_per_s: float) -> None:
+        self._rest_left -= 1
+        if refused_share <= self.FEW_REFUSED:
+            self._lowered_for, self._noise = [], 0.0
+        is_too_fast = refused_share > self.FEW_REFUSED and not self._is_random(refused_share)
+        if is_too_fast:
+            self._granted_per_s = self.SAFE * taken_per_s
+        if self._was_raised:  # only now are the reserves of the service used up
+            self._rest = min(2 * self._rest, self.LONGEST_REST) if is_too_fast else self.REST
+            self._rest_left, self._was_raised = self._rest, False
+
+    def _judge_try(self, refused_share: float, taken_per_s: float) -> None:
+        self._was_raised = refused_share <= self.FEW_REFUSED or taken_per_s > self.WORTH_IT * self._granted_per_s
+        if self._was_raised:
+            self._granted_per_s = max(taken_per_s, self._granted_per_s * (1.0 if self._refused else self.TRY_MORE))
+            self._rest_left = 1
+        else:
+            self._rest = self._rest_left = min(2 * self._rest, self.LONGEST_REST)
+
+    def _is_random(self, refused_share: float) -> bool:
+        """Whether going slower has not helped; then the rate is put back to what it was."""
+        if refused_share <= 2 * self._noise:
+            return True
+        if not self._lowered_for:
+            self._before_per_s = self._granted_per_s
+        self._lowered_for.append(refused_share)
+        if len(self._lowered_for) <= self.LOWERINGS:
+            return False
+        first, last, self._lowered_for = self._lowered_for[0], self._lowered_for[-1], []
+        if max(first, last) > self.MUCH_REFUSED or last < self.HELPED * first:
+            return False
+        self._granted_per_s, self._noise = self._before_per_s, max(first, last)
+        return True
+
+    def _begin_window(self) -> None:
+        self._since_s = self._clock()
+        self._answers = self._refused = 0
+
+
+class Slots:
+    """Places for requests in flight: fewer while the service turns more than a few away, then more again."""
+
+    MUCH_REFUSED = 0.2
+    FEW_REFUSED = 0.05
+    WINDOW_ANSWERS = 20
+
+    def __init__(self, most: int) -> None:
+        self.allowed = most
+        self._most = most
+        self._taken = 0
+        self._waiting = deque[asyncio.Future[None]]()
+        self._answers = self._refused = 0
+
+    async def __aenter__(self) -> None:
+        if self._taken < self.allowed and not self._waiting:
+            self._taken += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()  # it was let in in the moment of its cancellation
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def note(self, *, refused: bool) -> None:
+        """Count an answer; `refused` means that the service is limited or overloaded."""
+        self._answers += 1
+        self._refused += refused
+        if self._answers >= max(self.WINDOW_ANSWERS, self.allowed):
+            share = self._refused / self._answers
+            if share > self.MUCH_REFUSED:
+                self.allowed = max(1, int(self.allowed * (1 - share)))
+            elif share < self.FEW_REFUSED:
+                self.allowed = min(self._most, self.allowed + max(1, self.allowed // 10))
+            self._answers = self._refused = 0
+            self._admit()
+
+    def _release(self) -> None:
+        self._taken -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._taken < self.allowed:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)
 
 
 @dataclass(slots=True)
@@ -57,8 +294,8 @@ class Reservation:
 class Limiter:
     """All limits of one process, in front of every single attempt.
 
-    `clock` is monotonic seconds, `today` gives the day in Pacific time; tests move both. `spent_usd` is what the run
-    has cost before this process.
+    `clock` is monotonic seconds, `now` the time of day in Pacific time; tests move both. `spent_usd` is what the run
+    has cost before this process, `asked_today` how many of today's requests are known to be used up.
     """
 
     def __init__(
@@ -67,32 +304,39 @@ class Limiter:
         *,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
-        today: Callable[[], str] = lambda: datetime.now(PACIFIC).date().isoformat(),
+        now: Callable[[], datetime] = lambda: datetime.now(PACIFIC),
         spent_usd: float = 0.0,
+        asked_today: int = 0,
+        shared: SharedQuota | None = None,
     ) -> None:
-        self._slots = asyncio.Semaphore(limits.concurrency)
+        self.slots = Slots(limits.concurrency)
+        self.pace = Pace(limits.requests_per_minute, clock)
+        self.budget = Budget(limits.budget_usd, spent_usd)
         self._requests = Rate(limits.requests_per_minute)
         self._tokens = Rate(limits.tokens_per_minute) if limits.tokens_per_minute else None
-        self._day = Day(limits.requests_per_day, today)
-        self.budget = Budget(limits.budget_usd, spent_usd)
-        self._clock = clock
-        self._sleep = sleep
+        self._leased = _leased_rates(limits, shared, clock) if shared else {}
+        self._shared = shared
+        self._day = Day(limits.requests_per_day, lambda: now().date().isoformat(), asked_today, shared)
+        self._waits_for_midnight = limits.on_daily_quota == "wait"
+        self._clock, self._sleep, self._now = clock, sleep, now
         self._paused_until_s = float("-inf")
+        self._telling: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def transfer(self) -> AsyncIterator[None]:
         """A place among the requests in flight, for calls that no quota counts (the Files API)."""
-        async with self._slots:
+        async with self.slots:
             yield
 
     @asynccontextmanager
     async def question(self, *, input_tokens: int, cost_usd: float) -> AsyncIterator[Reservation]:
         """A place in flight and a share of every quota, estimated now and corrected by what the caller sets.
 
-        Raises `QuotaExhausted` and `BudgetExhausted` instead of letting a request through that would pass them.
+        Raises `QuotaExhausted` and `BudgetExhausted` instead of letting a request through that would pass them; waits
+        for midnight instead of the former if `limits.on_daily_quota` says so.
         """
-        async with self._slots, self.budget.reserve(cost_usd) as spent:
-            self._day.count()
+        async with self.slots, self.budget.reserve(cost_usd) as spent:
+            await self._wait_for_day()
             await self._wait_turn(input_tokens)
             taken = Reservation(input_tokens, 0.0)
             try:
@@ -102,40 +346,101 @@ class Limiter:
                 if self._tokens:
                     self._tokens.correct(taken.input_tokens - input_tokens)
 
+    def note(self, *, limited: bool = False, overloaded: bool = False) -> None:
+        """Learn from an answer whether the service took the request, had too many of them (429), or too much (503)."""
+        self.pace.note(refused=limited)
+        self.slots.note(refused=limited or overloaded)
+
     def pause(self, seconds: float) -> None:
-        """Let no question through for so long: the service asked one of us to wait, and it meant all."""
-        self._paused_until_s = max(self._paused_until_s, self._clock() + seconds)
-        self._requests.hold(self._paused_until_s)
+        """Let no question through for so long: the service asked one of us to wait, and it meant all who share."""
+        seconds = min(seconds, LONGEST_PAUSE_S)
+        if self._hold(seconds) and self._shared is not None:
+            telling = asyncio.create_task(self._shared.pause(seconds))
+            self._telling.add(telling)
+            telling.add_done_callback(self._told)
+
+    async def wait_for_midnight(self, reason: QuotaExhausted) -> None:
+        """Sit out the rest of the day. Raises `reason` instead, unless `limits.on_daily_quota` is `wait`."""
+        if not self._waits_for_midnight:
+            raise reason
+        until = _midnight_after(self._now())
+        logger.warning("%s; waiting until %s", reason, until.isoformat(timespec="minutes"))
+        while (left_s := (until - self._now()).total_seconds()) > 0:
+            await self._sleep(min(left_s, PARK_STEP_S))
+
+    async def _wait_for_day(self) -> None:
+        while True:
+            try:
+                return await self._day.count()
+            except QuotaExhausted as error:
+                await self.wait_for_midnight(error)
 
     async def _wait_turn(self, input_tokens: int) -> None:
-        turn_s = self._requests.reserve(1, self._clock())
+        turn_s = self._requests.reserve(1, self._clock(), self.pace.share)
         if self._tokens:
             turn_s = max(turn_s, self._tokens.reserve(input_tokens, self._clock()))
+        if self._shared is not None:
+            turn_s = max(turn_s, await self._shared_turn_s(self._shared, input_tokens))
         while (wait_s := turn_s - self._clock()) > 0:
             await self._sleep(wait_s)
             if turn_s < self._paused_until_s:
                 # a turn from before the pause: those who waited through it must not all go at its end
-                turn_s = self._requests.reserve(1, self._clock())
+                turn_s = self._requests.reserve(1, self._clock(), self.pace.share)
+
+    async def _shared_turn_s(self, shared: SharedQuota, input_tokens: int) -> float:
+        turns_s = [
+            await rate.reserve(1 if quota == "requests" else input_tokens) for quota, rate in self._leased.items()
+        ]
+        self._hold(min(await shared.paused_s(), LONGEST_PAUSE_S))
+        return max(*turns_s, self._paused_until_s)
+
+    def _hold(self, seconds: float) -> bool:
+        """Whether that is longer than what was held anyway."""
+        until_s = self._clock() + seconds
+        if seconds <= 0 or until_s <= self._paused_until_s:
+            return False
+        self._paused_until_s = until_s
+        self._requests.hold(until_s)
+        return True
+
+    def _told(self, telling: asyncio.Task[None]) -> None:
+        self._telling.discard(telling)
+        if not telling.cancelled() and (error := telling.exception()):
+            logger.warning("the others could not be told to wait: %s", error)
 
 
 class Day:
-    """Requests from midnight to midnight, Pacific time."""
+    """Requests from midnight to midnight, Pacific time: of this process, or of all that share the limits."""
 
-    def __init__(self, per_day: int | None, today: Callable[[], str]) -> None:
+    SHARED_BLOCK = 20
+
+    def __init__(self, per_day: int | None, today: Today, count: int = 0, shared: SharedQuota | None = None) -> None:
         self._per_day = per_day
         self._today = today
+        self._shared = shared
         self._date = today()
-        self._count = 0
+        self._left = 0 if shared or per_day is None else per_day - count
+        self._taking = asyncio.Lock()
 
-    def count(self) -> None:
+    async def count(self) -> None:
         """Take one request of today's. Raises `QuotaExhausted` if there is none left."""
         if self._per_day is None:
             return
         if self._today() != self._date:
-            self._date, self._count = self._today(), 0
-        if self._count >= self._per_day:
+            self._date, self._left = self._today(), 0 if self._shared else self._per_day
+        if self._left <= 0 and self._shared is not None:
+            async with self._taking:
+                await self._take_block(self._shared)
+        if self._left <= 0:
             raise QuotaExhausted(f"limits.requests_per_day: {self._per_day} are used up until midnight Pacific time")
-        self._count += 1
+        self._left -= 1
+
+    async def _take_block(self, shared: SharedQuota) -> None:
+        block = self.SHARED_BLOCK
+        while self._left <= 0 and block:
+            if await shared.take_of_day(block):
+                self._left += block
+            block //= 2
 
 
 class Budget:
@@ -181,3 +486,14 @@ class Budget:
 
     def _fits(self, cost_usd: float) -> bool:
         return self._limit_usd is None or self.spent_usd + self._reserved_usd + cost_usd <= self._limit_usd
+
+
+def _leased_rates(limits: LimitsConfig, shared: SharedQuota, clock: Clock) -> dict[Quota, LeasedRate]:
+    rates: dict[Quota, LeasedRate] = {"requests": LeasedRate("requests", limits.requests_per_minute, shared, clock)}
+    if limits.tokens_per_minute:
+        rates["tokens"] = LeasedRate("tokens", limits.tokens_per_minute, shared, clock)
+    return rates
+
+
+def _midnight_after(now: datetime) -> datetime:
+    return datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), now.tzinfo)

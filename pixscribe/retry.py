@@ -17,6 +17,24 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class RetryBudget:
+    """Of all requests of a run, at most `share` may be repeats, after the first `free` of them.
+
+    A service that fails half the time must not double the traffic for a million images: beyond the budget, what fails
+    is left to the next run.
+    """
+
+    share: float = 0.5
+    free: int = 100
+    requests: int = 0
+    repeats: int = 0
+
+    def allows_repeat(self) -> bool:
+        """Whether one more request may be a repeat."""
+        return self.repeats < self.free + self.share * self.requests
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """`max_attempts` in all, of which `max_answers` may end in an unusable answer (each of those is billed).
@@ -30,11 +48,13 @@ class RetryPolicy:
     sleep: Sleep = asyncio.sleep
     on_retry: Callable[[], None] = lambda: None
     jitter: tenacity.wait.wait_base = field(default_factory=lambda: tenacity.wait_random_exponential(multiplier=1))
+    budget: RetryBudget = field(default_factory=RetryBudget)
 
     @classmethod
     def from_config(cls, retry: RetryConfig, on_retry: Callable[[], None]) -> "RetryPolicy":
         """The policy that a config describes; `on_retry` is called before every wait."""
-        return cls(max_attempts=retry.max_attempts, max_wait_s=retry.max_wait_s, on_retry=on_retry)
+        budget = RetryBudget(retry.max_retry_share)
+        return cls(max_attempts=retry.max_attempts, max_wait_s=retry.max_wait_s, on_retry=on_retry, budget=budget)
 
     async def call(self, attempt: Callable[[int], Awaitable[T]]) -> T:
         """Await `attempt(n)`, n = 1, 2, …, until it returns or is given up; the error's `attempts` says how often."""
@@ -46,7 +66,12 @@ class RetryPolicy:
             answers += isinstance(error, AnswerError)
             if isinstance(error, ApiError):
                 error.attempts = state.attempt_number
-            return isinstance(error, RateLimited | ServerUnavailable | AnswerError) and answers < self.max_answers
+            if not isinstance(error, RateLimited | ServerUnavailable | AnswerError) or answers >= self.max_answers:
+                return False
+            if not self.budget.allows_repeat():
+                error.args = (f"{error}; not asked again: retry.max_retry_share is used up",)
+                return False
+            return True
 
         retrying = tenacity.AsyncRetrying(
             retry=is_worth_it,
@@ -58,6 +83,7 @@ class RetryPolicy:
         )
         async for one in retrying:
             with one:
+                self.budget.requests += 1
                 return await attempt(one.retry_state.attempt_number)
         raise AssertionError("a policy ends by returning or raising")
 
@@ -65,6 +91,7 @@ class RetryPolicy:
         error = state.outcome.exception() if state.outcome else None
         reason = " ".join(str(error).split())[:200]  # Google's account of a quota has five lines
         logger.warning("attempt %d: %s; again in %.1f s", state.attempt_number, reason, state.upcoming_sleep)
+        self.budget.repeats += 1
         self.on_retry()
 
     def _is_over(self, state: tenacity.RetryCallState) -> bool:

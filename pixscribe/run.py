@@ -3,12 +3,12 @@
 <output>/runs/<id>/config.yaml        written first; complete, so that the run can be repeated from it
 <output>/runs/<id>/manifest.parquet   what the scan found; the run is about exactly these images
 <output>/runs/<id>/journal/           answers of shards that are not committed yet
+<output>/runs/.<config digest>.lock   which process is at work on this config; only there while one is
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
 """
 
 import asyncio
 import logging
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,23 +21,35 @@ import httpx
 import orjson
 
 from pixscribe import __version__
+from pixscribe.archive import Archive, asked_since
 from pixscribe.asking import Asker
+from pixscribe.breaker import Breaker
 from pixscribe.config import (
     EMULATOR,
     RunConfig,
     config_digest,
     dump_config,
+    environment_key,
     make_config,
     parse_yaml,
     with_absolute_uris,
 )
 from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
-from pixscribe.errors import ConfigError, OutputError
+from pixscribe.errors import (
+    AuthenticationError,
+    ConfigError,
+    ImageError,
+    LockLost,
+    OutputError,
+    PermissionRefused,
+    QuotaExhausted,
+)
 from pixscribe.gemini import GeminiClient, open_transport
 from pixscribe.journal import Journal
 from pixscribe.labelling import Labeller
-from pixscribe.limits import Limiter
+from pixscribe.limits import PACIFIC, Limiter, SharedQuota
+from pixscribe.lock import BEAT_S, RunLock
 from pixscribe.prices import PRICES
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question, make_question
@@ -53,6 +65,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # a number or a date would be read as one where `run` is a Hive partition
 CHOSEN_RUN_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 TABLES = ("images", "responses", "annotations")
+CHECK_LIMIT_S = 10.0
+"""How long the look at the model may take before the run begins without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +114,14 @@ class RunSummary:
         return f"**{self.run}**: {self.totals.describe()}, {self.elapsed_s:.0f} s\n\n{places}{table}"
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a run takes from whoever starts it, beside its config: `api_key` None means GEMINI_API_KEY."""
+
+    api_key: str | None = None
+    shared_quota: SharedQuota | None = None
+
+
 @dataclass(slots=True)
 class Session:
     """A run that is open in this process."""
@@ -109,7 +131,8 @@ class Session:
     storage: Storage
     transport: httpx.AsyncBaseTransport
     labeller: Labeller
-    flushing: asyncio.Task[None]
+    background: list[asyncio.Task[None]]
+    shared_quota: SharedQuota | None
     tally: Tally
     started_s: float
     summary: RunSummary | None = None
@@ -140,7 +163,8 @@ def check_before(config: RunConfig, run_id: str | None = None) -> None:
         raise ConfigError(
             f"--run-id: {run_id!r} should begin with a letter and hold letters, digits, `.`, `_` and `-`, 128 at most"
         )
-    api_key(config)
+    if config.model.api_key_block is None:
+        api_key(config)
     if config.limits.budget_usd is not None and config.model.name not in PRICES:
         raise ConfigError(f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept")
     make_questions(config)
@@ -149,17 +173,23 @@ def check_before(config: RunConfig, run_id: str | None = None) -> None:
 
 
 @asynccontextmanager
-async def open_run(config: RunConfig, *, run_id: str | None = None, new: bool = False) -> AsyncIterator[Run]:
+async def open_run(
+    config: RunConfig, *, run_id: str | None = None, new: bool = False, surroundings: Surroundings | None = None
+) -> AsyncIterator[Run]:
     """Find the unfinished run of this config, or begin one, and hold open what its tasks need.
 
-    `run_id` names the run; `new` begins one even if an older one could be taken up. Raises `RunError`.
+    `run_id` names the run; `new` begins one even if an older one could be taken up, and asks everything anew. Raises
+    `RunError`.
     """
-    config = with_absolute_uris(config)
+    config, surroundings = with_absolute_uris(config), surroundings or Surroundings()
     await asyncio.to_thread(check_before, config, run_id)
+    key = surroundings.api_key or api_key(config)
     storage = open_storage(config.output.uri)
-    run, config = _find_or_begin(storage, config, run_id, new)
-    with storage.lock(run.key(".lock")), _emulator_if_named(config) as base_url:
-        session = await engine().run(_open_session(run, config, storage, base_url))
+    with _lock(storage, config) as lock, _emulator_if_named(config) as base_url:
+        run = _find_or_name(storage, config, run_id, new)
+        config = _freeze(storage, run, config)
+        opening = _Opening(run, config, storage, lock, base_url, key, new, surroundings.shared_quota)
+        session = await engine().run(_open_session(opening))
         _sessions[run.id] = session
         try:
             yield run
@@ -205,6 +235,8 @@ def publish(run: Run) -> RunSummary:
         config_digest=config_digest(session.config),
         version=__version__,
     )
+    session.labeller.lock.check()
+    session.storage.tidy(run.key("journal"))
     session.storage.write(run.key("run.json"), orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
     session.summary = summary
     return summary
@@ -261,16 +293,7 @@ def make_questions(config: RunConfig) -> list[Question]:
 
 def api_key(config: RunConfig) -> str:
     """The key from the environment; the built-in emulator takes any. Raises `ConfigError`, which never shows it."""
-    if config.model.base_url == EMULATOR:
-        return "emulator"
-    key = os.environ.get("GEMINI_API_KEY", "").strip()
-    if not key:
-        raise ConfigError(
-            "GEMINI_API_KEY is not set; export your key, or try `model.base_url: emulator`, which needs none"
-        )
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ConfigError("GEMINI_API_KEY holds spaces, line breaks or characters outside ASCII, which no key does")
-    return key
+    return "emulator" if config.model.base_url == EMULATOR else environment_key()
 
 
 @contextmanager
@@ -282,44 +305,132 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
         yield emulator.url
 
 
-async def _open_session(run: Run, config: RunConfig, storage: Storage, base_url: str) -> Session:
+@contextmanager
+def _lock(storage: Storage, config: RunConfig) -> Iterator[RunLock]:
+    lock = RunLock(storage, f"runs/.{config_digest(config)}.lock")
+    lock.acquire()
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Everything that a session is made of."""
+
+    run: Run
+    config: RunConfig
+    storage: Storage
+    lock: RunLock
+    base_url: str
+    api_key: str
+    asks_anew: bool
+    shared_quota: SharedQuota | None
+
+
+async def _open_session(opening: _Opening) -> Session:
     """On the engine's loop, to which the HTTP client and the limiter then belong."""
+    run, config, storage = opening.run, opening.config, opening.storage
     tally = Tally()
-    transport = open_transport(base_url, concurrency=config.limits.concurrency)
-    client = GeminiClient(transport, base_url=base_url, api_key=api_key(config), timeout_s=config.retry.timeout_s)
     journal = Journal(storage, run.id)
-    limiter = Limiter(config.limits, spent_usd=await asyncio.to_thread(_spent_usd, storage, run.id, journal))
+    archive = Archive(storage, run.id, journal)
+    past = await asyncio.to_thread(_look_back, opening, journal, archive)
+    transport = open_transport(opening.base_url, concurrency=config.limits.concurrency)
+    try:
+        client = GeminiClient(
+            transport, base_url=opening.base_url, api_key=opening.api_key, timeout_s=config.retry.timeout_s
+        )
+        await _check_model(client, config)
+    except BaseException:
+        await transport.aclose()
+        raise
+    limiter = Limiter(
+        config.limits, spent_usd=past.spent_usd, asked_today=past.asked_today, shared=opening.shared_quota
+    )
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
+    answering, uploading = (
+        Breaker(what, max_wait_s=config.retry.max_wait_s, max_outage_s=config.retry.max_outage_s)
+        for what in (f"{opening.base_url}: the model", f"{opening.base_url}: the Files API")
+    )
     labeller = Labeller(
         run_id=run.id,
         manifest_key=run.key("manifest.parquet"),
         config=config,
         questions=make_questions(config),
         storage=storage,
-        asker=Asker(client, limiter, policy, config.model, tally),
-        uploader=Uploader(client, limiter, policy, tally),
+        asker=Asker(client, limiter, policy, answering, config.model, tally),
+        uploader=Uploader(
+            client, limiter, policy, uploading, tally, looks_first=run.is_resumed or not archive.is_empty
+        ),
         journal=journal,
+        archive=archive,
+        lock=opening.lock,
         tally=tally,
     )
-    flushing = asyncio.create_task(journal.flush_for_ever())
-    return Session(run, config, storage, transport, labeller, flushing, tally, time.monotonic())
+    background = [asyncio.create_task(journal.flush_for_ever()), asyncio.create_task(_beat_for_ever(opening.lock))]
+    return Session(run, config, storage, transport, labeller, background, opening.shared_quota, tally, time.monotonic())
 
 
 async def _close_session(session: Session) -> None:
     """Whatever ended the run, what was answered is written before the connections go."""
-    session.flushing.cancel()
+    for task in session.background:
+        task.cancel()
     try:
         await session.labeller.finish()
     finally:
         await session.transport.aclose()
+        if session.shared_quota is not None:
+            await session.shared_quota.close()
 
 
-def _spent_usd(storage: Storage, run_id: str, journal: Journal) -> float:
-    """What the run has cost before: in the shards it committed, and in those it was at."""
-    return add_up(storage, run_id).cost_usd + journal.spent_usd(written_shards(storage, run_id))
+async def _check_model(client: GeminiClient, config: RunConfig) -> None:
+    """Let a wrong key or model cost nothing, not even uploads. What else goes wrong, the run itself can deal with."""
+    try:
+        async with asyncio.timeout(CHECK_LIMIT_S):
+            await client.check_model(config.model.name)
+    except PermissionRefused as error:
+        raise AuthenticationError(f"GEMINI_API_KEY may not use the model ({error})") from error
+    except (ImageError, QuotaExhausted, TimeoutError) as error:
+        logger.info("the model could not be looked up: %s", error)
 
 
-def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> tuple[Run, RunConfig]:
+async def _beat_for_ever(lock: RunLock) -> None:
+    """Confirm the lock until it is lost: `check` will then end the run, before it writes anything more."""
+    while True:
+        await asyncio.sleep(BEAT_S)
+        try:
+            await asyncio.to_thread(lock.beat)
+        except LockLost:
+            return
+        except OutputError as error:
+            logger.warning("the lock could not be confirmed: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What of the limits is used up already."""
+
+    spent_usd: float
+    asked_today: int
+
+
+def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> _Past:
+    """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at."""
+    storage, run = opening.storage, opening.run
+    journal.drop(written_shards(storage, run.id))
+    archive.open(only_this_run=opening.asks_anew)
+    journaled_usd = sum(answer.cost_usd or 0.0 for answer in journal.answers().values())
+    asked_today = 0
+    if opening.config.limits.requests_per_day is not None and opening.shared_quota is None:
+        today = datetime.combine(datetime.now(PACIFIC).date(), datetime.min.time(), PACIFIC)
+        asked_today = asked_since(storage, today) + sum(
+            answer.attempts for answer in journal.answers().values() if answer.asked_at and answer.asked_at >= today
+        )
+    return _Past(add_up(storage, run.id).cost_usd + journaled_usd, asked_today)
+
+
+def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> Run:
     found = None if new else _find_unfinished(storage, config, run_id)
     if found is None:
         found = Run(run_id or _new_id(storage, config), storage.uri)
@@ -327,12 +438,15 @@ def _find_or_begin(storage: Storage, config: RunConfig, run_id: str | None, new:
             raise ConfigError(
                 f"--run-id: the run {found.id!r} exists already in {storage.uri}, complete or of another config"
             )
-    else:
-        # shards must be cut as they were; limits and retries may have been changed in order to go on
-        before = read_config(storage, found.id)
-        config = config.model_copy(update={"execution": before.execution})
-    storage.write(found.key("config.yaml"), dump_config(config).encode())
-    return found, config
+    return found
+
+
+def _freeze(storage: Storage, run: Run, config: RunConfig) -> RunConfig:
+    """Write down what the run is about. Shards stay cut as they were; limits and retries may change on the way."""
+    if run.is_resumed:
+        config = config.model_copy(update={"execution": read_config(storage, run.id).execution})
+    storage.write(run.key("config.yaml"), dump_config(config).encode())
+    return config
 
 
 def read_config(storage: Storage, run_id: str) -> RunConfig:

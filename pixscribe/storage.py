@@ -10,23 +10,30 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote, unquote, unquote_to_bytes
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store
 
 from pixscribe.errors import DecodeError, OutputError, ReadError
 from pixscribe.types import ImageRef
 
+if TYPE_CHECKING:
+    from obstore import PutMode
+
 SPOOLED_BYTES = 16 * 1024 * 1024
 """What is written to a bucket waits in memory up to this size, then in a temporary file."""
+SWAP_TRIES = 100
 MAX_IMAGE_BYTES = 512 * 1024 * 1024
 """A larger file is no image that a model would be asked about, and one that has to fit into memory."""
 
@@ -64,13 +71,19 @@ class Storage(ABC):
     def delete(self, key: str) -> None:
         """Remove the file under `key`, if there is one."""
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Hold `key` against every other process that asks for it. Raises `OutputError` if another one has it.
+    @abstractmethod
+    def swap(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Put `new` under `key` if `old` is there (None: nothing), as one step for every process and machine.
 
-        Only a folder of one machine can do this so far; elsewhere nothing is held.
+        False, and nothing has changed, if something else is there.
         """
-        yield
+
+    @abstractmethod
+    def commit(self, key: str, data: bytes, check: Callable[[], None]) -> None:
+        """Write `key` whole after `check` has passed, so that nobody who fails the check later can have written it."""
+
+    def tidy(self, folder: str) -> None:  # noqa: B027 (most places have no folders to remove)
+        """Remove `folder` if nothing is left in it, where there are folders."""
 
     def read(self, key: str) -> bytes:
         """The content of `key`. Raises FileNotFoundError."""
@@ -120,7 +133,7 @@ class Folder(Storage):
 
     def walk(self) -> Iterator[ImageRef]:
         root = os.fsencode(self.root)
-        yield from _walk_folder(root, b"", os.path.realpath(root))
+        yield from _walk_tree(root, os.path.realpath(root))
 
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
@@ -157,19 +170,37 @@ class Folder(Storage):
         except FileNotFoundError:
             return []
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        path = self.root / key
-        with _translated(str(path), "opened"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
-        with file:
+    def swap(self, key: str, old: bytes | None, new: bytes) -> bool:
+        with self._alone(key):
             try:
-                # the system lets go of it when the process ends, however it ends
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(f"{path.parent}: another process is at work on this run") from error
-            yield
+                there: bytes | None = self.read(key)
+            except FileNotFoundError:
+                there = None
+            if there != old:
+                return False
+            self.write(key, new)
+            return True
+
+    def commit(self, key: str, data: bytes, check: Callable[[], None]) -> None:
+        with self.create(key) as file:
+            file.write(data)
+            # the last step before the file gets its name
+            check()
+
+    def tidy(self, folder: str) -> None:
+        with suppress(OSError):
+            (self.root / folder).rmdir()
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Hold off every other process of this machine for the moment that a swap takes."""
+        path = self.root / key
+        guard = path.with_name(f".{path.name}.guard")
+        with _translated(str(path), "locked"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with guard.open("ab") as file:
+                _lock_soon(file)
+                yield
 
     def delete(self, key: str) -> None:
         with _translated(str(self.root / key), "deleted"):
@@ -216,26 +247,69 @@ class Bucket(Storage):
         with suppress(FileNotFoundError), _translated(self.uri_of(key), "deleted"):
             _s3(self.root).delete_file(self._path(key))
 
+    def swap(self, key: str, old: bytes | None, new: bytes) -> bool:
+        store, path = self._conditional(), self._path(key).partition("/")[2]
+        with _translated(self.uri_of(key), "locked"):
+            try:
+                found = store.get(path)
+                mode: PutMode = {"e_tag": str(found.meta["e_tag"])}
+                there: bytes | None = bytes(found.bytes())
+            except FileNotFoundError:
+                there, mode = None, "create"
+            if there != old:
+                return False
+            try:
+                store.put(path, new, mode=mode)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            return True
+
+    def commit(self, key: str, data: bytes, check: Callable[[], None]) -> None:
+        check()
+        if not self.swap(key, None, data):
+            # it is there already: from before a resume, which may be replaced, or from whoever has taken over
+            check()
+            self.write(key, data)
+
+    def _conditional(self) -> S3Store:
+        """The same bucket by way of a library that can write on condition, which Arrow cannot."""
+        return _conditional_store(*_place_of_bucket(self.root.partition("/")[0]))
+
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
 
-def _walk_folder(folder: bytes, prefix: bytes, root: bytes) -> Iterator[ImageRef]:
-    try:
-        with os.scandir(folder) as entries:
-            # a folder sorts as its name with a slash, which makes the order that of the whole relative names
-            names = sorted(entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"") for entry in entries)
-    except OSError as error:
-        if not prefix:
-            raise
-        yield ImageRef(_display(prefix), _file_uri(folder), None, f"folder cannot be listed: {_reason(error)}")
-        return
-    for name in names:
-        path = os.path.join(folder, name)  # noqa: PTH118 (pathlib knows no bytes)
-        if name.endswith(b"/"):
-            yield from _walk_folder(path, prefix + name, root)
-        else:
-            yield from _look_at_file(path, prefix + name, root)
+def _lock_soon(file: BinaryIO) -> None:
+    """Wait for a lock that is held for moments; a process that was stopped in such a moment must not stop us too."""
+    for _ in range(SWAP_TRIES):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+    raise OutputError(f"{file.name}: is held by another process")
+
+
+def _walk_tree(root: bytes, real_root: bytes) -> Iterator[ImageRef]:
+    """With a stack of its own: a tree may be deeper than Python recurses."""
+    waiting = [b""]  # relative names, that of a folder with its slash; the next one is last
+    while waiting:
+        relative = waiting.pop()
+        path = os.path.join(root, relative)  # noqa: PTH118 (pathlib knows no bytes)
+        if relative and not relative.endswith(b"/"):
+            yield from _look_at_file(path, relative, real_root)
+            continue
+        try:
+            waiting += [relative + name for name in reversed(_names_in(path))]
+        except OSError as error:
+            if not relative:
+                raise
+            yield ImageRef(_display(relative), _file_uri(path), None, f"folder cannot be listed: {_reason(error)}")
+
+
+def _names_in(folder: bytes) -> list[bytes]:
+    with os.scandir(folder) as entries:
+        # a folder sorts as its name with a slash, which makes the order that of the whole relative names
+        return sorted(entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"") for entry in entries)
 
 
 def _look_at_file(path: bytes, relative: bytes, root: bytes) -> Iterator[ImageRef]:
@@ -294,8 +368,12 @@ def _read_file(path: bytes) -> bytes:
 def _read_object(uri: str) -> bytes:
     path = unquote(uri[5:])
     with _s3(path).open_input_file(path) as file:
-        _check_size(file.size())
-        return cast(bytes, file.read())
+        size_bytes = file.size()
+        _check_size(size_bytes)
+        data = cast(bytes, file.read())
+    if len(data) != size_bytes:
+        raise ReadError("changed while it was read", code="changed_during_run")
+    return data
 
 
 def _check_size(size_bytes: int) -> None:
@@ -304,17 +382,32 @@ def _check_size(size_bytes: int) -> None:
 
 
 def _s3(path: str) -> pafs.S3FileSystem:
-    return _bucket_filesystem(path.partition("/")[0])
+    return _arrow_filesystem(*_place_of_bucket(path.partition("/")[0])[1:])
+
+
+def _place_of_bucket(bucket: str) -> tuple[str, str, str | None]:
+    """Bucket, region and endpoint, by the usual environment variables."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return bucket, region or ("us-east-1" if endpoint else _region_of(bucket)), endpoint
 
 
 @lru_cache(maxsize=16)
-def _bucket_filesystem(bucket: str) -> pafs.S3FileSystem:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+def _region_of(bucket: str) -> str:
+    return str(pafs.resolve_s3_region(bucket))
+
+
+@lru_cache(maxsize=16)
+def _arrow_filesystem(region: str, endpoint: str | None) -> pafs.S3FileSystem:
     options: dict[str, Any] = {"endpoint_override": endpoint} if endpoint else {}
-    if not region:
-        region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(region=region, **options)
+
+
+@lru_cache(maxsize=16)
+def _conditional_store(bucket: str, region: str, endpoint: str | None) -> S3Store:
+    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    is_plain = bool(endpoint and endpoint.startswith("http://"))
+    return S3Store(bucket, region=region, client_options={"allow_http": is_plain}, **options)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -334,9 +427,10 @@ def _translated(place: str, done: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, BaseError) as error:
         raise OutputError(f"{place}: cannot be {done}: {_reason(error)}") from error
 
 
-def _reason(error: OSError | pa.ArrowException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]  # some add the whole history of their tries

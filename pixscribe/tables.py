@@ -3,10 +3,11 @@
 Sorted by (file_name, prompt, index); nothing in `images` and `annotations` depends on the clock or on who came first.
 """
 
+import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,12 +125,20 @@ def make_rows(labelled: Sequence[Labelled], questions: Sequence[Question], uploa
     return ShardRows(images, responses, annotations, _totals(images, responses, uploads))
 
 
-def write_shard(storage: Storage, run_id: str, shard: Shard, rows: ShardRows) -> None:
-    """Commit the three parts; that of `images` comes last, so that its presence means the shard is done."""
+def write_shard(
+    storage: Storage, run_id: str, shard: Shard, rows: ShardRows, check: Callable[[], None] = lambda: None
+) -> None:
+    """Commit the three parts; that of `images` comes last, so that its presence means the shard is done.
+
+    `check` raises if the run is not ours any more.
+    """
+    check()
     totals = {TOTALS_KEY: rows.totals.to_json()}
     _write_part(storage, part_key("annotations", run_id, shard), ANNOTATIONS, rows.annotations)
     _write_part(storage, part_key("responses", run_id, shard), RESPONSES, rows.responses, totals)
-    _write_part(storage, part_key("images", run_id, shard), IMAGES, rows.images)
+    with io.BytesIO() as part:
+        _write_table(part, IMAGES, rows.images)
+        storage.commit(part_key("images", run_id, shard), part.getvalue(), check)
 
 
 def written_shards(storage: Storage, run_id: str) -> set[str]:
@@ -297,10 +306,16 @@ def _totals(images: Sequence[Row], responses: Sequence[Row], uploads: int) -> To
 def _write_part(
     storage: Storage, key: str, schema: pa.Schema, rows: list[Row], extra: Mapping[bytes, bytes] | None = None
 ) -> None:
+    with storage.create(key) as file:
+        _write_table(file, schema, rows, extra)
+
+
+def _write_table(
+    file: BinaryIO, schema: pa.Schema, rows: list[Row], extra: Mapping[bytes, bytes] | None = None
+) -> None:
     metadata = {b"pixscribe.schema_version": SCHEMA_VERSION.encode(), **(extra or {})}
     table = pa.Table.from_pydict(dict(_columns(schema, rows)), schema=schema.with_metadata(metadata))
-    with storage.create(key) as file:
-        pq.write_table(table, file, compression="zstd")
+    pq.write_table(table, file, compression="zstd")
 
 
 def _columns(schema: pa.Schema, rows: list[Row]) -> Iterator[tuple[str, list[Any]]]:

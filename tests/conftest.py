@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
@@ -55,6 +57,41 @@ def make(tmp_path: Path, emulator: Emulator) -> MakeConfig:
         return make_config(values)
 
     return make_one
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real S3 server."""
+    server = Path(sys.executable).with_name("moto_server")
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as file, subprocess.Popen([server, "-H", "127.0.0.1", "-p", "0"], stderr=file) as process:
+        try:
+            yield _port_from(log)
+        finally:
+            process.terminate()
+
+
+def _port_from(log: Path) -> int:
+    for _ in range(600):
+        for line in log.read_text().splitlines():
+            if "Running on http://127.0.0.1:" in line:
+                return int(line.rsplit(":", 1)[1])
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> pafs.S3FileSystem:
+    """The buckets `images` and `tables` of that server, as the environment names it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
+    filesystem = pafs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{s3_port}", region="us-east-1", allow_bucket_creation=True
+    )
+    filesystem.create_dir("images")
+    filesystem.create_dir("tables")
+    return filesystem
 
 
 async def annotate(config: RunConfig, **options: Any) -> RunSummary:

@@ -2,10 +2,6 @@
 
 import gc
 import hashlib
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -13,43 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixscribe.errors import ConfigError, OutputError
-from pixscribe.storage import _bucket_filesystem, open_storage
+from pixscribe.storage import open_storage
 from tests.conftest import SAMPLES, MakeConfig, annotate
-
-
-@pytest.fixture(scope="module")
-def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    server = Path(sys.executable).with_name("moto_server")
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with log.open("wb") as file, subprocess.Popen([server, "-H", "127.0.0.1", "-p", "0"], stderr=file) as process:
-        try:
-            yield _port_from(log)
-        finally:
-            process.terminate()
-
-
-def _port_from(log: Path) -> int:
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if "Running on http://127.0.0.1:" in line:
-                return int(line.rsplit(":", 1)[1])
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
-
-
-@pytest.fixture
-def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[pafs.S3FileSystem]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-    _bucket_filesystem.cache_clear()
-    filesystem = pafs.S3FileSystem(
-        endpoint_override=f"http://127.0.0.1:{s3_port}", region="us-east-1", allow_bucket_creation=True
-    )
-    filesystem.create_dir("images")
-    filesystem.create_dir("tables")
-    yield filesystem
-    _bucket_filesystem.cache_clear()
 
 
 def put(filesystem: pafs.S3FileSystem, key: str, data: bytes) -> None:

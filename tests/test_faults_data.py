@@ -38,7 +38,6 @@ from pixscribe.source import scan, write_manifest
 from pixscribe.storage import open_storage, read_image
 from pixscribe.tables import ANNOTATIONS, IMAGES, RESPONSES
 from tests.conftest import ROOT, SAMPLES, MakeConfig, annotate
-from tests.test_buckets import bucket, s3_port  # noqa: F401  (fixtures)
 from tests.test_image import encoded, exif_block, gif, png, png_chunk, small_png
 
 DETECT = [{"name": "objects", "kind": "detect"}]
@@ -111,7 +110,7 @@ async def test_d01_an_image_deleted_after_the_scan_is_a_row_and_the_rest_goes_on
     assert "No such file" in next(row["error"] for row in rows_of(config) if row["file_name"] == "gone.png")
 
 
-async def test_d01_a_key_deleted_after_the_scan_is_a_row_too(make: MakeConfig, bucket: pafs.S3FileSystem):  # noqa: F811
+async def test_d01_a_key_deleted_after_the_scan_is_a_row_too(make: MakeConfig, bucket: pafs.S3FileSystem):
     for name in ("gone.png", "stays.png"):
         with bucket.open_output_stream(f"images/d01/{name}") as stream:
             stream.write(SAMPLE + name.encode())
@@ -270,7 +269,7 @@ def put_object(port: int, key: str, data: bytes) -> None:
     urllib.request.urlopen(urllib.request.Request(url, data, headers, method="PUT"), timeout=30).close()
 
 
-def test_d03_a_bucket_is_listed_beyond_its_first_page(bucket: pafs.S3FileSystem, s3_port: int):  # noqa: F811
+def test_d03_a_bucket_is_listed_beyond_its_first_page(bucket: pafs.S3FileSystem, s3_port: int):
     keys = [f"images/d03/{number:04d}.jpg" for number in range(1050)]
     for key in keys:
         put_object(s3_port, key, b"")
@@ -737,8 +736,8 @@ async def test_d13_an_empty_folder_holds_nothing_to_do(make: MakeConfig, source:
 
 async def test_d13_folder_markers_of_a_bucket_are_no_images_and_empty_objects_are_rows(
     make: MakeConfig,
-    bucket: pafs.S3FileSystem,  # noqa: F811
-    s3_port: int,  # noqa: F811
+    bucket: pafs.S3FileSystem,
+    s3_port: int,
 ):
     markers = ["images/d13/", "images/d13/set.png/", "images/d13/other/"]
     objects = {"images/d13/a.png": SAMPLE, "images/d13/empty.png": b"", "images/d13/set.png/b.png": SAMPLE}
@@ -753,8 +752,8 @@ async def test_d13_folder_markers_of_a_bucket_are_no_images_and_empty_objects_ar
 
 async def test_d13_a_key_that_no_path_could_be_is_a_row_or_an_image_and_ends_nothing(
     make: MakeConfig,
-    bucket: pafs.S3FileSystem,  # noqa: F811
-    s3_port: int,  # noqa: F811
+    bucket: pafs.S3FileSystem,
+    s3_port: int,
 ):
     keys = ["images/keys/a.png", "images/keys//double.png", "images/keys/../up.png", "images/keys/./here.png"]
     for key in keys:

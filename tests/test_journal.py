@@ -6,6 +6,7 @@ import pytest
 
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.errors import BudgetExhausted, HopelessRun, OutputError
+from pixscribe.lock import RunLock
 from pixscribe.run import list_runs
 from pixscribe.storage import open_storage
 from tests.conftest import SAMPLES, MakeConfig, annotate
@@ -96,9 +97,9 @@ async def test_a_second_process_at_the_same_run_is_refused(make: MakeConfig):
     with pytest.raises(BudgetExhausted):
         await annotate(stopped)
     [run] = list_runs(stopped.output.uri)
-    with (
-        pytest.raises(OutputError, match="another process is at work on this run"),
-        open_storage(stopped.output.uri).lock(f"runs/{run['run']}/.lock"),
-    ):
+    lock = RunLock(open_storage(stopped.output.uri), f"runs/.{run['config_digest']}.lock")
+    lock.acquire()
+    with pytest.raises(OutputError, match=r"another process is at work on this config: pid \d+ on "):
         await annotate(make())
+    lock.release()
     assert (await annotate(make())).run == run["run"]

@@ -1,0 +1,187 @@
+"""Answers that this output holds already, found by what was asked: what is there is never paid for again.
+
+They lie in the `responses` of every run, complete or not, and in the journals of runs that were stopped. Of the tables
+only an index is kept in memory, 24 bytes for each answer; a text is read when it is wanted.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pixscribe.asking import Answer
+from pixscribe.errors import OutputError
+from pixscribe.journal import Journal, read_journal
+from pixscribe.storage import Storage
+from pixscribe.types import Usage
+
+logger = logging.getLogger(__name__)
+
+LASTING_CODES = frozenset(("blocked", "request_refused"))
+"""Failures that asking again does not change."""
+COLUMNS = [
+    *("request_key", "status", "error_code", "error", "text", "model", "parser_version"),
+]
+INDEX = np.dtype([("key", np.uint64), ("rank", np.int64), ("part", np.int32), ("row", np.int32)])
+PARTS_IN_MEMORY = 8
+READERS = 8
+
+
+class Archive:
+    """The answers of one output, for one run. `find` blocks and may be called from any thread."""
+
+    def __init__(self, storage: Storage, run_id: str, journal: Journal) -> None:
+        self._storage = storage
+        self._run_id = run_id
+        self._journal = journal
+        self._index: NDArray[np.void] = np.empty(0, INDEX)
+        self._parts: list[str] = []
+        self._journaled: dict[str, Answer] = {}
+        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._reading = threading.Lock()
+
+    def open(self, *, only_this_run: bool) -> None:
+        """Read what there is. Raises `OutputError` if what this run has paid for cannot be read."""
+        others = [] if only_this_run else [name for name in self._storage.list("runs") if name != self._run_id]
+        for name in others:
+            self._journaled.update(_journal_of_other(self._storage, name))
+        # this run's own come last: they are the ones that count with what they cost
+        self._journaled.update(self._journal.answers())
+        runs = [f"run={name}" for name in (*others, self._run_id)]
+        self.add_parts(key for run in runs for key in self._parts_of(run))
+
+    def add_parts(self, keys: Iterable[str]) -> None:
+        """Take up parts of `responses`, in the order of their age."""
+        with ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
+            found = list(readers.map(self._read_index, keys))
+        entries = [self._index]
+        for key, part in found:
+            part["part"], part["rank"] = len(self._parts), part["rank"] + len(self._parts)
+            self._parts.append(key)
+            entries.append(part)
+        index = np.concatenate(entries)
+        # of several answers to one question the best, and of those the newest, is the last
+        self._index = index[np.argsort(index, order=("key", "rank"))]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing from before."""
+        return len(self._index) == 0 and not self._journaled
+
+    def has(self, request_key: str) -> bool:
+        """Whether `find` may have something: quick, and seldom wrong."""
+        if request_key in self._journaled:
+            return True
+        place = int(np.searchsorted(self._index["key"], _number(request_key), side="right")) - 1
+        return place >= 0 and bool(self._index["key"][place] == _number(request_key))
+
+    def wasted(self, request_key: str) -> Answer | None:
+        """What this run was answered to that question to no use before it was stopped; it stays to be paid for."""
+        answer = self._journaled.get(request_key)
+        return answer if answer is not None and not _is_lasting(answer) and answer.cost_usd is not None else None
+
+    def find(self, request_key: str) -> Answer | None:
+        """The answer, not parsed yet; None if there is none, or only one that is worth another try."""
+        journaled = self._journaled.get(request_key)
+        if journaled is not None and _is_lasting(journaled):
+            return journaled
+        place = int(np.searchsorted(self._index["key"], _number(request_key), side="right")) - 1
+        if place < 0 or self._index["key"][place] != _number(request_key):
+            return None
+        entry = self._index[place]
+        return self._read_answer(int(entry["part"]), int(entry["row"]), request_key)
+
+    def settle(self, part: str, request_keys: Iterable[str]) -> None:
+        """A shard was committed: its answers are found in its part from now on, where they cost nothing any more."""
+        for request_key in request_keys:
+            self._journaled.pop(request_key, None)
+        self.add_parts([part])
+
+    def _parts_of(self, run: str) -> list[str]:
+        names = self._storage.list(f"responses/{run}")
+        return [f"responses/{run}/{name}" for name in names if name.endswith(".parquet")]
+
+    def _read_index(self, key: str) -> tuple[str, NDArray[np.void]]:
+        try:
+            with self._storage.open(key) as file:
+                table = pq.read_table(file, columns=["request_key", "status", "error_code"])
+        except (OSError, KeyError, pa.ArrowException, OutputError) as error:
+            logger.error("%s: cannot be read, so its answers are not used: %s", self._storage.uri_of(key), error)
+            return key, np.empty(0, INDEX)
+        rows = [
+            (_number(row["request_key"]), _GOOD if row["status"] != "failed" else 0, 0, number)
+            for number, row in enumerate(table.to_pylist())
+            if row["request_key"] and (row["status"] != "failed" or row["error_code"] in LASTING_CODES)
+        ]
+        return key, np.array(rows, INDEX)
+
+    def _read_answer(self, part: int, row: int, request_key: str) -> Answer | None:
+        try:
+            values = self._table(part).slice(row, 1).to_pylist()[0]
+        except (OSError, IndexError, KeyError, pa.ArrowException, OutputError) as error:
+            logger.error("%s: cannot be read any more: %s", self._storage.uri_of(self._parts[part]), error)
+            return None
+        # sixteen digits of the key are in the index, the other forty-eight only here
+        return Answer(reused=True, **values) if values["request_key"] == request_key else None
+
+    def _table(self, part: int) -> pa.Table:
+        with self._reading:
+            if part not in self._tables:
+                with self._storage.open(self._parts[part]) as file:
+                    self._tables[part] = pq.read_table(file, columns=COLUMNS)
+                if len(self._tables) > PARTS_IN_MEMORY:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(part)
+            return self._tables[part]
+
+
+_GOOD = 1 << 40
+"""Above the number of any part: an answer ranks before a lasting failure, however old."""
+
+
+def asked_since(storage: Storage, since: datetime) -> int:
+    """How many requests the runs of this output have sent since then, as far as they have committed them."""
+    count = 0
+    for run in storage.list("responses"):
+        for name in storage.list(f"responses/{run}"):
+            if name.endswith(".parquet"):
+                with storage.open(f"responses/{run}/{name}") as file:
+                    table = pq.read_table(file, columns=["asked_at", "attempts"])
+                rows = table.to_pylist()
+                count += sum(row["attempts"] for row in rows if row["asked_at"] and row["asked_at"] >= since)
+    return count
+
+
+def _is_lasting(answer: Answer) -> bool:
+    return answer.status != "failed" or answer.error_code in LASTING_CODES
+
+
+def _number(request_key: str) -> int:
+    return int(request_key[:16], 16)
+
+
+def _journal_of_other(storage: Storage, run_id: str) -> Iterator[tuple[str, Answer]]:
+    """What another run was answered before it was stopped, which is none of this run's cost."""
+    folder = f"runs/{run_id}/journal"
+    for name in storage.list(folder):
+        try:
+            answers = read_journal(storage, f"{folder}/{name}")
+        except FileNotFoundError:
+            continue  # its process has just committed the shard
+        except OutputError as error:
+            logger.error("answers of another run are not used: %s", error)
+            continue
+        for answer in answers:
+            if answer.request_key and _is_lasting(answer):
+                yield (
+                    answer.request_key,
+                    replace(answer, attempts=0, latency_ms=None, usage=Usage(), cost_usd=0.0, asked_at=None),
+                )

@@ -1,0 +1,105 @@
+"""An outage is waited out with one request at a time, not with six from each of a million images."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pixscribe.errors import ApiError, OutageError, ServerUnavailable
+from pixscribe.limits import Clock, Sleep
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Around each attempt at one service. After `failures_to_open` failures in a row, and not one answer between them,
+    attempts wait, and one at a time is let through as a probe, after growing pauses of `max_wait_s` at most. The first
+    answer, even a refusal, lets all of them go on. What fails meanwhile is tried again here: an outage uses up nobody's
+    attempts.
+
+    Raises `OutageError` when an outage lasts longer than `max_outage_s`, or when a service that has never answered
+    fails `probes_without_answer` probes too: then it is the address that is wrong, or the network.
+    """
+
+    what: str
+    max_wait_s: float = 60.0
+    max_outage_s: float = 7200.0
+    failures_to_open: int = 10
+    probes_without_answer: int = 5
+    clock: Clock = time.monotonic
+    sleep: Sleep = asyncio.sleep
+    jitter: Callable[[], float] = random.random
+    is_open: bool = False
+    _has_answered: bool = False
+    _failures: int = 0
+    _probes: int = 0
+    _opened_s: float = 0.0
+    _next_probe_s: float = 0.0
+    _turnstile: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def call(self, attempt: Callable[[], Awaitable[T]], *, patient: bool = True) -> T:
+        """Await `attempt()` when it may be made; during an outage, until it is answered or raises something else.
+
+        Whoever is not `patient` has another way to go, and gets `OutageError` at once unless a probe is due.
+        """
+        while True:
+            if self.is_open and not patient and (self._turnstile.locked() or self.clock() < self._next_probe_s):
+                raise OutageError(f"{self.what} does not answer at the moment")
+            try:
+                return await self._pass(attempt)
+            except ServerUnavailable as error:
+                if not error.is_outage or not self.is_open:
+                    raise
+
+    async def _pass(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        if self.is_open:
+            async with self._turnstile:
+                if self.is_open:
+                    await self._wait_for_probe()
+                    return await self._judged(attempt)
+        return await self._judged(attempt)
+
+    async def _judged(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            value = await attempt()
+        except ServerUnavailable as error:
+            if error.is_outage:
+                self._fail(error)
+            raise
+        except ApiError:
+            self._answer()
+            raise
+        self._answer()
+        return value
+
+    async def _wait_for_probe(self) -> None:
+        if (wait_s := self._next_probe_s - self.clock()) > 0:
+            await self.sleep(wait_s)
+        self._probes += 1
+
+    def _answer(self) -> None:
+        if self.is_open:
+            logger.warning("%s answers again, after %.0f s", self.what, self.clock() - self._opened_s)
+        self._has_answered, self.is_open, self._failures, self._probes = True, False, 0, 0
+
+    def _fail(self, error: ServerUnavailable) -> None:
+        self._failures += 1
+        self._next_probe_s = self.clock() + min(self.max_wait_s, 2.0**self._probes) * (0.5 + self.jitter() / 2)
+        if not self.is_open and self._failures >= self.failures_to_open:
+            self.is_open, self._opened_s = True, self.clock()
+            logger.warning("%s does not answer (%s); asking with one request at a time", self.what, error)
+        elif self.is_open and self._is_hopeless():
+            minutes = (self.clock() - self._opened_s) / 60
+            since = f"for {minutes:.0f} minutes" if self._has_answered else "once"
+            raise OutageError(f"{self.what} has not answered {since}; the last try ended with: {error}") from error
+
+    def _is_hopeless(self) -> bool:
+        if not self._has_answered and self._probes >= self.probes_without_answer:
+            return True
+        return self.clock() - self._opened_s > self.max_outage_s

@@ -1,0 +1,165 @@
+"""The right to work on the runs of one config, held by one process of all that see the output.
+
+<output>/runs/.<config digest>.lock says who has it and when that was last confirmed. It is confirmed by a heartbeat,
+taken over when the heartbeat stops, and looked at before each commit, so that a process that slept through its takeover
+writes nothing any more.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import orjson
+
+from pixscribe.errors import LockLost, OutputError
+from pixscribe.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+LIFE_S = 60.0
+"""A heartbeat that is older has stopped."""
+BEAT_S = 15.0
+"""Four in a life, so that a slow bucket or a full event loop loses nothing."""
+
+
+def _steady_s() -> float:
+    """Seconds that go on while the machine sleeps, which `time.monotonic` leaves out on Linux."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process, and when it was last heard of. `machine` is the same for all that see each other's pids."""
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    heard_at: str
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """A new owner, with a token that no other has."""
+        pid = os.getpid()
+        return cls(uuid4().hex, socket.gethostname(), _machine(), pid, _started(pid), _now().isoformat())
+
+    def is_gone(self, now: datetime) -> bool:
+        """Whether the lock may be taken from it: its process has ended, or it has not been heard of for too long."""
+        if self.machine == _machine() and _started(self.pid) != self.started:
+            return True
+        return (now - datetime.fromisoformat(self.heard_at)).total_seconds() > LIFE_S
+
+
+@dataclass(slots=True)
+class RunLock:
+    """`acquire`, then `beat` every `BEAT_S`, `check` before each commit, `release` at the end. Thread-safe."""
+
+    storage: Storage
+    key: str
+    clock: Callable[[], float] = _steady_s
+    owner: Owner = field(default_factory=Owner.this_process)
+    _content: bytes | None = None
+    _confirmed_s: float = 0.0
+    _using: threading.Lock = field(default_factory=threading.Lock)
+
+    def acquire(self) -> None:
+        """Take the lock. Raises `OutputError` if a living process has it."""
+        found = self._read()
+        if found is not None:
+            other = _owner_in(found)
+            if other is not None and not other.is_gone(_now()):
+                raise OutputError(
+                    f"{self.storage.uri_of(self.key)}: another process is at work on this config: "
+                    f"pid {other.pid} on {other.host}, heard of at {other.heard_at[:19]}Z"
+                )
+            logger.warning("taking over the run from %s, which has ended without letting go of it", other)
+        if not self._put(found):
+            raise OutputError(f"{self.storage.uri_of(self.key)}: another process has just begun to work on this config")
+
+    def beat(self) -> None:
+        """Confirm that this process is alive. Raises `LockLost` if another one has taken over."""
+        with self._using:
+            if not self._put(self._content):
+                raise LockLost(
+                    f"{self.storage.uri_of(self.key)}: another process has taken over this run, "
+                    "because nothing was heard of this one; it goes on there"
+                )
+
+    def check(self) -> None:
+        """Make sure, before something is committed, that the run is still ours. Raises `LockLost`."""
+        if self.clock() - self._confirmed_s > 2 * BEAT_S:
+            self.beat()
+
+    def release(self) -> None:
+        """Let go of the lock, if it is still ours."""
+        with self._using, suppress(OutputError):
+            if self._content is not None and self._read() == self._content:
+                self.storage.delete(self.key)
+            self._content = None
+
+    def _put(self, old: bytes | None) -> bool:
+        asked_s = self.clock()
+        content = orjson.dumps(asdict(replace(self.owner, heard_at=_now().isoformat())))
+        if not self.storage.swap(self.key, old, content):
+            return False
+        self._content, self._confirmed_s = content, asked_s
+        return True
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.storage.read(self.key)
+        except FileNotFoundError:
+            return None
+
+
+def _owner_in(content: bytes) -> Owner | None:
+    """None for what no process of ours wrote, which nobody can be asked about."""
+    try:
+        owner = Owner(**orjson.loads(content))
+        datetime.fromisoformat(owner.heard_at)
+    except (TypeError, ValueError):
+        return None
+    return owner
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _machine() -> str:
+    """One boot of one machine, and in it the processes that a container sees."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (no real path)
+    return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in the system's own words; empty if there is none, `?` if it cannot be told."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return "" if Path("/proc/self").exists() else _is_alive(pid)
+    except OSError:
+        return "?"
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
+
+
+def _is_alive(pid: int) -> str:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "?"
