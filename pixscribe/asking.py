@@ -136,6 +136,8 @@ class Asker:
         self._price = PRICES.get(model.name)
         self.on_wire: set[asyncio.Task[object] | None] = set()
         """Tasks that have sent something: it will be billed, so its answer is worth waiting for."""
+        self.is_stopping = False
+        """Set when a run ends early: nothing more is sent, not even by those tasks."""
 
     def request_key(self, question: Question, sent_sha256: str) -> str:
         """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
@@ -198,6 +200,9 @@ class Asker:
                 await self._limiter.wait_for_midnight(error)
 
     async def _send(self, body: bytes, trial: _Trial) -> Interaction:
+        self._breaker.check()
+        if self.is_stopping:
+            raise asyncio.CancelledError
         self.on_wire.add(asyncio.current_task())
         self._tally.requests += 1
         trial.attempts += 1

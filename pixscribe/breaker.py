@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class _TurnedAway(Exception):
+    """An attempt that was let in before the outage began, and has not been sent."""
+
+
 @dataclass(slots=True)
 class Breaker:
     """Around each attempt at one service. After `failures_to_open` failures in a row, and not one answer between them,
@@ -41,6 +45,8 @@ class Breaker:
     _probes: int = 0
     _opened_s: float = 0.0
     _next_probe_s: float = 0.0
+    _prober: asyncio.Task[object] | None = None
+    _given_up: OutageError | None = None
     _turnstile: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def call(self, attempt: Callable[[], Awaitable[T]], *, patient: bool = True) -> T:
@@ -53,17 +59,36 @@ class Breaker:
                 raise OutageError(f"{self.what} does not answer at the moment")
             try:
                 return await self._pass(attempt)
+            except _TurnedAway:
+                continue
             except ServerUnavailable as error:
                 if not error.is_outage or not self.is_open:
                     raise
 
+    def check(self) -> None:
+        """To be called in an attempt, when it has waited for its limits and is about to be sent: the service may have
+        stopped answering meanwhile, and then `call` waits for that too."""
+        if self.is_open and asyncio.current_task() is not self._prober:
+            raise _TurnedAway
+
     async def _pass(self, attempt: Callable[[], Awaitable[T]]) -> T:
         if self.is_open:
             async with self._turnstile:
+                if self._given_up is not None:
+                    raise self._given_up
                 if self.is_open:
-                    await self._wait_for_probe()
-                    return await self._judged(attempt)
+                    return await self._probe(attempt)
         return await self._judged(attempt)
+
+    async def _probe(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        if (wait_s := self._next_probe_s - self.clock()) > 0:
+            await self.sleep(wait_s)
+        self._probes += 1
+        self._prober = asyncio.current_task()
+        try:
+            return await self._judged(attempt)
+        finally:
+            self._prober = None
 
     async def _judged(self, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -78,12 +103,9 @@ class Breaker:
         self._answer()
         return value
 
-    async def _wait_for_probe(self) -> None:
-        if (wait_s := self._next_probe_s - self.clock()) > 0:
-            await self.sleep(wait_s)
-        self._probes += 1
-
     def _answer(self) -> None:
+        if self.is_open and asyncio.current_task() is not self._prober:
+            return  # to something that was sent before the outage
         if self.is_open:
             logger.warning("%s answers again, after %.0f s", self.what, self.clock() - self._opened_s)
         self._has_answered, self.is_open, self._failures, self._probes = True, False, 0, 0
@@ -97,7 +119,8 @@ class Breaker:
         elif self.is_open and self._is_hopeless():
             minutes = (self.clock() - self._opened_s) / 60
             since = f"for {minutes:.0f} minutes" if self._has_answered else "once"
-            raise OutageError(f"{self.what} has not answered {since}; the last try ended with: {error}") from error
+            self._given_up = OutageError(f"{self.what} has not answered {since}; the last try ended with: {error}")
+            raise self._given_up from error
 
     def _is_hopeless(self) -> bool:
         if not self._has_answered and self._probes >= self.probes_without_answer:

@@ -8,12 +8,13 @@ import asyncio
 import base64
 import re
 import resource
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -22,6 +23,7 @@ import httpx_aiohttp
 import orjson
 
 from pixscribe.errors import (
+    AnswerError,
     ApiError,
     AuthenticationError,
     Blocked,
@@ -225,6 +227,8 @@ class GeminiClient:
                 return await self._exchange(method, url, headers, content)
         except TimeoutError as error:
             raise ServerUnavailable(f"no complete answer within {self._timeout_s:g} s", code="timeout") from error
+        except zlib.error as error:
+            raise AnswerError(f"the answer is not compressed as it claims: {error}", code="invalid_json") from error
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             raise _network_error(error) from error
 
@@ -240,7 +244,7 @@ class GeminiClient:
         )
         response = await self._transport.handle_async_request(request)
         try:
-            return _Reply(response.status_code, response.headers, await _read_body(response))
+            return _Reply(response.status_code, response.headers, await _read_body(response), str(request.url))
         finally:
             await response.aclose()
 
@@ -255,13 +259,25 @@ def open_transport(base_url: str, *, concurrency: int) -> httpx.AsyncBaseTranspo
     most = min(concurrency, _spare_descriptors())
     return httpx_aiohttp.AiohttpTransport(
         client=lambda: aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=most, ttl_dns_cache=300, keepalive_timeout=30, ssl=httpx.create_ssl_context()
-            ),
+            connector=_Connector(limit=most, ttl_dns_cache=300, keepalive_timeout=30, ssl=httpx.create_ssl_context()),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=proxy,
         )
     )
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's, except that a connection on which something came while it was idle is not used again.
+
+    aiohttp keeps a second answer to one request, and takes it for the answer to the next.
+    """
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
 
 
 def _spare_descriptors() -> int:
@@ -373,6 +389,7 @@ class _Reply:
     status: int
     headers: httpx.Headers
     body: bytes
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,9 +402,14 @@ class _ErrorBody:
 
 
 async def _read_body(response: httpx.Response) -> bytes:
+    """The body, inflated if somebody in between compressed it; never more than `MAX_REPLY_BYTES` of it in memory."""
+    encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise ServerUnavailable(f"answered in the content-encoding {encoding[:80]!r}, which was not asked for")
+    unpacker = None if encoding == "identity" else zlib.decompressobj(wbits=47)
     body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
+    async for chunk in response.aiter_raw():
+        body += unpacker.decompress(chunk, MAX_REPLY_BYTES + 1 - len(body)) if unpacker else chunk
         if len(body) > MAX_REPLY_BYTES:
             raise ServerUnavailable(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
     return bytes(body)
@@ -407,7 +429,7 @@ def _network_error(error: Exception) -> Exception:
         return OutageError(f"model.base_url: the certificate of {cause.host} is not trusted: {cause.certificate_error}")
     is_timeout = isinstance(cause, TimeoutError | httpx.TimeoutException)
     # some of these have no text at all, hence the type
-    text = f"{type(cause).__name__}: {cause}".rstrip(": ")
+    text = " ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(": ")[:500]
     return ServerUnavailable(text, code="timeout" if is_timeout else "network_error")
 
 
@@ -432,6 +454,9 @@ def _json_of(reply: _Reply) -> dict[str, Any]:
     try:
         value = orjson.loads(reply.body)
     except orjson.JSONDecodeError as error:
+        if reply.body.lstrip()[:1] == b"{":
+            # not the page of somebody in between: an answer, cut, which was billed
+            raise AnswerError(f"the answer is no whole JSON: {error}", code="invalid_json", status=200) from error
         raise ServerUnavailable("the service answered 200 with something that is not JSON", status=200) from error
     if not isinstance(value, dict):
         raise ServerUnavailable("the service answered 200 with JSON that is no object", status=200)
@@ -542,7 +567,7 @@ def _classify(reply: _Reply) -> Exception:
     if reply.status == 400 and error.code.lower() == "failed_precondition":
         return NotReady(said, status=400)
     if 300 <= reply.status < 400:
-        host = urlsplit(reply.headers.get("location", "")).hostname
+        host = urlsplit(urljoin(reply.url, reply.headers.get("location", ""))).hostname
         return RequestRefused(f"HTTP {reply.status}: a redirect to {host} is not followed", status=reply.status)
     return RequestRefused(said, status=reply.status)
 

@@ -168,6 +168,7 @@ class Labeller:
 
     async def finish(self) -> None:
         """Wait a moment for answers that will be billed, give up the other questions, and write the journal."""
+        self.asker.is_stopping = True
         sent = [task for task in self._asking if task in self.asker.on_wire]
         for task in self._asking - set(sent):
             task.cancel()

@@ -192,10 +192,11 @@ class Pace:
     def _judge_rest(self, refused_share: float, taken_per_s: float) -> None:
         self._rest_left -= 1
         if refused_share <= self.FEW_REFUSED:
-            self._lowered_for, self._noise = [], 0.0
+            self._lowered_for, self._noise = [], self._noise / 2
         is_too_fast = refused_share > self.FEW_REFUSED and not self._is_random(refused_share)
         if is_too_fast:
-            self._granted_per_s = self.SAFE * taken_per_s
+            # never by more than half: the pauses that the service asks for have slowed us down enough
+            self._granted_per_s = max(self.SAFE * taken_per_s, self._granted_per_s / 2)
         if self._was_raised:  # only now are the reserves of the service used up
             self._rest = min(2 * self._rest, self.LONGEST_REST) if is_too_fast else self.REST
             self._rest_left, self._was_raised = self._rest, False

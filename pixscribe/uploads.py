@@ -130,13 +130,16 @@ class Uploader:
 
     async def _attempt(self, upload: Upload, image: PreparedImage) -> File:
         try:
-            async with self._limiter.transfer():
-                file = await upload.attempt()
+            file = await self._transfer(upload)
         except StorageFull:
             await self._make_room()
-            async with self._limiter.transfer():
-                file = await upload.attempt()
+            file = await self._transfer(upload)
         return _checked(await self._processed(file), image)
+
+    async def _transfer(self, upload: Upload) -> File:
+        async with self._limiter.transfer():
+            self._breaker.check()
+            return await upload.attempt()
 
     async def _processed(self, file: File) -> File:
         """Images are usually ready at once; those that are not are asked after with growing pauses, for 25 s in all."""

@@ -30,6 +30,8 @@ _ALL: dict[str, Callable[..., Any]] = {
 }
 FAULTS: Mapping[str, str] = {name: (fault.__doc__ or "").rstrip(".") for name, fault in _ALL.items()}
 """One line on each."""
+DECK = 100
+"""Draws after which every fault has had its share."""
 _NO_FAULT = ("ok", "upload_ok", "model_ok")
 
 
@@ -44,7 +46,10 @@ class FaultSource:
         self._standing: dict[FaultClass, Iterator[str]] = {kind: cycle(()) for kind in FAULT_CLASSES}
         self._chances = {kind: _of_class(kind, probabilities) for kind in FAULT_CLASSES}
         self._probabilities = dict(probabilities)
+        self._decks: dict[FaultClass, list[str | None]] = {kind: [] for kind in FAULT_CLASSES}
+        # a fault that is due once in many decks comes at a random time of the first
         self._random = random.Random(seed)
+        self._owed = {name: self._random.random() if 0 < p * DECK < 1 else 0.0 for name, p in probabilities.items()}
 
     def script(self, *names: str) -> None:
         for name in names:
@@ -67,13 +72,24 @@ class FaultSource:
         return next(self._standing[kind], None)
 
     def _draw(self, kind: FaultClass) -> str | None:
-        chances = self._chances[kind]
-        draw = self._random.random() if chances else 1.0
-        for name in chances:
-            draw -= self._probabilities[name]
-            if draw < 0:
-                return name
-        return None
+        """From a deck in which the faults have their share exactly: what a test counts must not be a matter of luck."""
+        if not self._chances[kind]:
+            return None
+        deck = self._decks[kind]
+        if not deck:
+            deck += self._shuffled(kind)
+        return deck.pop()
+
+    def _shuffled(self, kind: FaultClass) -> list[str | None]:
+        deck: list[str | None] = []
+        for name in self._chances[kind]:
+            self._owed[name] += self._probabilities[name] * DECK
+            deck += [name] * int(self._owed[name] + 1e-9)
+            self._owed[name] -= int(self._owed[name] + 1e-9)
+        # what is owed of several rare faults may fall due in the same deck
+        deck += [None] * (DECK - len(deck))
+        self._random.shuffle(deck)
+        return deck
 
 
 def class_of(name: str) -> FaultClass:
