@@ -7,9 +7,9 @@ only an index is kept in memory, 24 bytes for each answer; a text is read when i
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -27,12 +27,44 @@ logger = logging.getLogger(__name__)
 
 LASTING_CODES = frozenset(("blocked", "request_refused"))
 """Failures that asking again does not change."""
-COLUMNS = [
-    *("request_key", "status", "error_code", "error", "text", "model", "parser_version"),
-]
-INDEX = np.dtype([("key", np.uint64), ("rank", np.int64), ("part", np.int32), ("row", np.int32)])
+COLUMNS = ["request_key", "status", "error_code", "error", "text", "model", "parser_version"]
+BETTER = 1 << 40
+"""Above the number of any part: an answer ranks before a lasting failure, however old."""
 PARTS_IN_MEMORY = 8
 READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A part of the index, sorted by key: the first 64 bits of a request key, and where its answer stands."""
+
+    keys: NDArray[np.uint64]
+    ranks: NDArray[np.int64]
+    parts: NDArray[np.int32]
+    rows: NDArray[np.int32]
+
+    @classmethod
+    def merged(cls, segments: Sequence["_Segment"]) -> "_Segment":
+        """One segment of several. Of the answers to one question the best, and of those the newest, comes last."""
+        keys, ranks, parts, rows = (
+            np.concatenate([getattr(segment, name) for segment in segments])
+            for name in ("keys", "ranks", "parts", "rows")
+        )
+        order = np.lexsort((ranks, keys))
+        return cls(keys[order], ranks[order], parts[order], rows[order])
+
+    def find(self, number: np.uint64) -> "_Entry | None":
+        place = int(self.keys.searchsorted(number, side="right")) - 1
+        if place < 0 or self.keys[place] != number:
+            return None
+        return _Entry(int(self.ranks[place]), int(self.parts[place]), int(self.rows[place]))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Entry:
+    rank: int
+    part: int
+    row: int
 
 
 class Archive:
@@ -42,10 +74,11 @@ class Archive:
         self._storage = storage
         self._run_id = run_id
         self._journal = journal
-        self._index: NDArray[np.void] = np.empty(0, INDEX)
+        self._segments: list[_Segment] = []
         self._parts: list[str] = []
         self._journaled: dict[str, Answer] = {}
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._adding = threading.Lock()
         self._reading = threading.Lock()
 
     def open(self, *, only_this_run: bool) -> None:
@@ -60,44 +93,35 @@ class Archive:
 
     def add_parts(self, keys: Iterable[str]) -> None:
         """Take up parts of `responses`, in the order of their age."""
-        with ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
-            found = list(readers.map(self._read_index, keys))
-        entries = [self._index]
-        for key, part in found:
-            part["part"], part["rank"] = len(self._parts), part["rank"] + len(self._parts)
-            self._parts.append(key)
-            entries.append(part)
-        index = np.concatenate(entries)
-        # of several answers to one question the best, and of those the newest, is the last
-        self._index = index[np.argsort(index, order=("key", "rank"))]
+        with self._adding, ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
+            found = [self._segment(key, rows) for key, rows in readers.map(self._read_rows, keys)]
+            segments = [*self._segments, *([_Segment.merged(found)] if found else [])]
+            # as many answers are merged again each time as are new, whatever their number has grown to
+            while len(segments) > 1 and len(segments[-2].keys) <= 2 * len(segments[-1].keys):
+                segments[-2:] = [_Segment.merged(segments[-2:])]
+            self._segments = segments
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing from before."""
-        return len(self._index) == 0 and not self._journaled
+        return not self._journaled and not any(len(segment.keys) for segment in self._segments)
 
     def has(self, request_key: str) -> bool:
         """Whether `find` may have something: quick, and seldom wrong."""
-        if request_key in self._journaled:
-            return True
-        place = int(np.searchsorted(self._index["key"], _number(request_key), side="right")) - 1
-        return place >= 0 and bool(self._index["key"][place] == _number(request_key))
+        return request_key in self._journaled or self._newest(request_key) is not None
 
     def wasted(self, request_key: str) -> Answer | None:
         """What this run was answered to that question to no use before it was stopped; it stays to be paid for."""
         answer = self._journaled.get(request_key)
-        return answer if answer is not None and not _is_lasting(answer) and answer.cost_usd is not None else None
+        return answer if answer is not None and not _is_lasting(answer) else None
 
     def find(self, request_key: str) -> Answer | None:
         """The answer, not parsed yet; None if there is none, or only one that is worth another try."""
         journaled = self._journaled.get(request_key)
         if journaled is not None and _is_lasting(journaled):
             return journaled
-        place = int(np.searchsorted(self._index["key"], _number(request_key), side="right")) - 1
-        if place < 0 or self._index["key"][place] != _number(request_key):
-            return None
-        entry = self._index[place]
-        return self._read_answer(int(entry["part"]), int(entry["row"]), request_key)
+        entry = self._newest(request_key)
+        return self._read_answer(entry, request_key) if entry else None
 
     def settle(self, part: str, request_keys: Iterable[str]) -> None:
         """A shard was committed: its answers are found in its part from now on, where they cost nothing any more."""
@@ -109,25 +133,40 @@ class Archive:
         names = self._storage.list(f"responses/{run}")
         return [f"responses/{run}/{name}" for name in names if name.endswith(".parquet")]
 
-    def _read_index(self, key: str) -> tuple[str, NDArray[np.void]]:
+    def _newest(self, request_key: str) -> _Entry | None:
+        number = np.uint64(_number(request_key))
+        found = [entry for segment in self._segments if (entry := segment.find(number)) is not None]
+        return max(found, default=None)
+
+    def _read_rows(self, key: str) -> tuple[str, list[tuple[int, int, int]]]:
+        """Of a part's lasting answers: number, whether it is a good one, and row."""
         try:
             with self._storage.open(key) as file:
                 table = pq.read_table(file, columns=["request_key", "status", "error_code"])
         except (OSError, KeyError, pa.ArrowException, OutputError) as error:
             logger.error("%s: cannot be read, so its answers are not used: %s", self._storage.uri_of(key), error)
-            return key, np.empty(0, INDEX)
-        rows = [
-            (_number(row["request_key"]), _GOOD if row["status"] != "failed" else 0, 0, number)
-            for number, row in enumerate(table.to_pylist())
+            return key, []
+        return key, [
+            (_number(row["request_key"]), row["status"] != "failed", place)
+            for place, row in enumerate(table.to_pylist())
             if row["request_key"] and (row["status"] != "failed" or row["error_code"] in LASTING_CODES)
         ]
-        return key, np.array(rows, INDEX)
 
-    def _read_answer(self, part: int, row: int, request_key: str) -> Answer | None:
+    def _segment(self, key: str, rows: list[tuple[int, int, int]]) -> _Segment:
+        part = len(self._parts)
+        self._parts.append(key)
+        return _Segment(
+            np.array([number for number, _, _ in rows], np.uint64),
+            np.array([part + (BETTER if is_good else 0) for _, is_good, _ in rows], np.int64),
+            np.full(len(rows), part, np.int32),
+            np.array([place for _, _, place in rows], np.int32),
+        )
+
+    def _read_answer(self, entry: _Entry, request_key: str) -> Answer | None:
         try:
-            values = self._table(part).slice(row, 1).to_pylist()[0]
+            values = self._table(entry.part).slice(entry.row, 1).to_pylist()[0]
         except (OSError, IndexError, KeyError, pa.ArrowException, OutputError) as error:
-            logger.error("%s: cannot be read any more: %s", self._storage.uri_of(self._parts[part]), error)
+            logger.error("%s: cannot be read any more: %s", self._storage.uri_of(self._parts[entry.part]), error)
             return None
         # sixteen digits of the key are in the index, the other forty-eight only here
         return Answer(reused=True, **values) if values["request_key"] == request_key else None
@@ -141,10 +180,6 @@ class Archive:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(part)
             return self._tables[part]
-
-
-_GOOD = 1 << 40
-"""Above the number of any part: an answer ranks before a lasting failure, however old."""
 
 
 def asked_since(storage: Storage, since: datetime) -> int:

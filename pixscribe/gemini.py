@@ -61,6 +61,15 @@ BLOCKED_CODES = frozenset(
 )
 LONGEST_QUOTA_S = 7 * 86_400
 """The delay that comes with a full storage is 292 years: no quota that refills names so many days."""
+TROUBLE_CODES = frozenset(
+    (
+        *(None, "api_error", "internal", "unavailable", "service_unavailable", "deadline_exceeded", "aborted"),
+        *("rate_limit_exceeded", "too_many_requests"),
+    )
+)
+"""Of an interaction that failed: these pass. Any other reason, known or not, is taken to lie in what was asked."""
+SHORTEST_KEY = 12
+"""Real keys have 39 characters; replacing a shorter one would spoil answers that happen to hold it."""
 STATUS_RETRIED = frozenset((408, 409, 499))
 
 
@@ -75,6 +84,7 @@ class File:
     sha256: str
     state: str
     expires_at: datetime | None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +179,7 @@ class GeminiClient:
             raise FileConflict(f"the file exists already: {_error_of(reply).message}", status=409)
         if reply.status in (404, 410):
             raise SessionGone("the upload session is gone", status=reply.status)
-        if reply.status == 400 and reply.headers.get("x-goog-upload-status") == "active":
+        if reply.status in (308, 400) and reply.headers.get("x-goog-upload-status") == "active":
             # not refused for good: the service is at another offset, and `query_upload` tells which
             raise ServerUnavailable(f"the offset {offset} is not where the upload stands", status=400)
         _stored(reply)
@@ -232,6 +242,11 @@ class GeminiClient:
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             raise _network_error(error) from error
 
+    def _without_key(self, body: bytes) -> bytes:
+        """Some errors quote the key, and errors are shown and stored."""
+        key = self._key["x-goog-api-key"].encode()
+        return body.replace(key, b"[the key]") if len(key) >= SHORTEST_KEY else body
+
     async def _exchange(
         self, method: str, url: httpx.URL | str, headers: Mapping[str, str], content: bytes | None
     ) -> "_Reply":
@@ -244,7 +259,8 @@ class GeminiClient:
         )
         response = await self._transport.handle_async_request(request)
         try:
-            return _Reply(response.status_code, response.headers, await _read_body(response), str(request.url))
+            body = self._without_key(await _read_body(response))
+            return _Reply(response.status_code, response.headers, body, str(request.url))
         finally:
             await response.aclose()
 
@@ -411,7 +427,8 @@ async def _read_body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         body += unpacker.decompress(chunk, MAX_REPLY_BYTES + 1 - len(body)) if unpacker else chunk
         if len(body) > MAX_REPLY_BYTES:
-            raise ServerUnavailable(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
+            # it may have been billed, so it is not asked for as often as what was never answered
+            raise AnswerError(f"an answer of more than {MAX_REPLY_BYTES} bytes was cut off")
     return bytes(body)
 
 
@@ -480,9 +497,8 @@ def _read_interaction(body: Mapping[str, Any]) -> Interaction:
 def _failure(failures: Sequence[Mapping[str, Any]], status: str) -> ApiError:
     for failure in failures:
         message = f"{failure.get('code')}: {failure.get('message')}"
-        if failure.get("code") in BLOCKED_CODES:
-            return Blocked(message, status=200)
-        return ServerUnavailable(message, status=200)
+        kind = ServerUnavailable if failure.get("code") in TROUBLE_CODES else Blocked
+        return kind(message, status=200)
     return ServerUnavailable(f"the interaction ended as {status} without a reason", status=200)
 
 
@@ -510,6 +526,7 @@ def _read_file(value: Any) -> File:
         sha256=_hex_digest(str(value.get("sha256Hash", ""))),
         state=str(value.get("state", "ACTIVE")),
         expires_at=_parse_time(value.get("expirationTime")),
+        error=str((value.get("error") or {}).get("message", ""))[:500],
     )
 
 
@@ -560,7 +577,7 @@ def _classify(reply: _Reply) -> Exception:
         return PermissionRefused(said, status=403)
     if reply.status == 429:
         return _quota_error(reply, error, said)
-    if reply.status in STATUS_RETRIED or reply.status >= 500:
+    if reply.status in STATUS_RETRIED or (reply.status >= 500 and reply.status != 501):
         return ServerUnavailable(said, status=reply.status, retry_after_s=_retry_after_s(reply, error))
     if error.code in BLOCKED_CODES:
         return Blocked(said, status=reply.status)
@@ -574,12 +591,19 @@ def _classify(reply: _Reply) -> Exception:
 
 def _quota_error(reply: _Reply, error: _ErrorBody, said: str) -> Exception:
     violations = [each for detail in _details(error, "QuotaFailure") for each in detail.get("violations") or ()]
-    if any(violation.get("quotaValue") == "0" for violation in violations):
+    if any(_is_none_at_all(violation, error) for violation in violations):
         return ModelUnknown(f"model.name: the key's tier does not have this model ({said})")
     quota_ids = [str(violation.get("quotaId", "")) for violation in violations]
     if error.code == "quota_exceeded" or any("PerDay" in quota_id for quota_id in quota_ids):
         return QuotaExhausted(f"the daily quota is used up ({said})")
     return RateLimited(said, status=429, retry_after_s=_retry_after_s(reply, error))
+
+
+def _is_none_at_all(violation: Mapping[str, Any], error: _ErrorBody) -> bool:
+    if "quotaValue" in violation:
+        return bool(violation["quotaValue"] == "0")
+    # the JSON of a proto drops a 0, and then only the message says it
+    return re.search(r"\blimit: 0\b(?!\.)", error.message) is not None
 
 
 def _error_of(reply: _Reply) -> _ErrorBody:

@@ -102,4 +102,4 @@ class RetryPolicy:
         asked_s = error.retry_after_s if isinstance(error, ApiError) else None
         if isinstance(error, AnswerError):
             return 0.0
-        return min(self.max_wait_s, self.jitter(state) if asked_s is None else asked_s)
+        return min(self.max_wait_s, asked_s or self.jitter(state))

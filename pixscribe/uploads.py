@@ -134,7 +134,10 @@ class Uploader:
         except StorageFull:
             await self._make_room()
             file = await self._transfer(upload)
-        return _checked(await self._processed(file), image)
+        file = await self._processed(file)
+        if file.state == "FAILED":  # under its name nothing else could be uploaded for two days
+            await delete_files(self._client, [file])
+        return _checked(file, image)
 
     async def _transfer(self, upload: Upload) -> File:
         async with self._limiter.transfer():
@@ -243,5 +246,5 @@ def _checked(file: File, image: PreparedImage) -> File:
     if file.sha256 and file.sha256 != image.sent_sha256:
         raise UploadError(f"the Files API holds other bytes under {file.name} (sha256 {file.sha256})")
     if file.state != "ACTIVE":
-        raise UploadError(f"the Files API has {file.name} in state {file.state}")
+        raise UploadError(f"the Files API has {file.name} in state {file.state}: {file.error}".rstrip(": "))
     return file
