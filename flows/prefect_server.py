@@ -193,7 +193,7 @@ def _spawn(listening_fd: int, log_fd: int, lock_file: Path) -> subprocess.Popen[
     script = Path(__file__).with_name("server_child.py")
     return subprocess.Popen(
         [sys.executable, "-P", str(script), str(listening_fd), str(os.getpid()), str(lock_file)],
-        env={**os.environ, **SERVER_SETTINGS},
+        env={**{name: value for name, value in os.environ.items() if name != "GEMINI_API_KEY"}, **SERVER_SETTINGS},
         stdin=subprocess.PIPE,
         stdout=log_fd,
         stderr=log_fd,

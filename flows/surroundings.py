@@ -9,8 +9,8 @@ from typing import TypeVar, cast
 import httpx
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import PrefectException
-from prefect.variables import Variable
 
 from pixscribe.config import LimitsConfig, RunConfig, checked_key
 from pixscribe.errors import ConfigError, RunError
@@ -104,7 +104,11 @@ class PrefectQuota:
         until = time.time() + seconds
 
         async def tell(client: PrefectClient) -> None:
-            await Variable.aset(self._variable, until, overwrite=True)
+            # not by way of prefect.variables, which leaves a client open with each call
+            if await client.read_variable_by_name(self._variable) is None:
+                await client.create_variable(VariableCreate(name=self._variable, value=until))
+            else:
+                await client.update_variable(VariableUpdate(name=self._variable, value=until))
 
         await self._ask(tell)
 
@@ -119,7 +123,8 @@ class PrefectQuota:
             self._looked_s = time.monotonic()
 
             async def look(client: PrefectClient) -> float:
-                return float(str(await Variable.aget(self._variable, 0.0)))
+                variable = await client.read_variable_by_name(self._variable)
+                return float(str(variable.value)) if variable else 0.0
 
             self._paused_until_s = await self._ask(look)
         return self._paused_until_s - time.time()

@@ -109,8 +109,8 @@ class LeasedRate:
         """Take `cost` and return the time at which it may be used."""
         async with self._turn:
             self._drop_what_is_past()
-            if self._left < cost:
-                await self._take_next(cost)
+            while self._left < cost:
+                await self._take_next(cost - self._left)
             start_s = self._free_from_s
             self._free_from_s += cost / self._per_s
             self._left -= cost
@@ -118,14 +118,16 @@ class LeasedRate:
                 self._next = asyncio.create_task(self._lease(self._block))
             return start_s
 
-    async def _take_next(self, cost: float) -> None:
-        from_s, amount = await (self._next or self._lease(max(self._block, cost)))
+    def correct(self, difference: float) -> None:
+        """Take (or give back, if negative) what an estimate was wrong by."""
+        self._left -= difference
+        self._free_from_s += difference / self._per_s
+
+    async def _take_next(self, missing: float) -> None:
+        from_s, amount = await (self._next or self._lease(max(self._block, missing)))
         self._next = None
-        if amount < cost:
-            later_s, more = await self._lease(cost - amount)
-            from_s, amount = later_s - amount / self._per_s, amount + more
-        # the crumbs of the last block come out of the new one's time
-        self._free_from_s = max(self._free_from_s, from_s) if self._left else from_s
+        # what is left of the last block, or owed of it, comes out of the new one's time
+        self._free_from_s = from_s if self._left == 0 else max(self._free_from_s, from_s)
         self._left += amount
 
     async def _lease(self, amount: float) -> tuple[float, float]:
@@ -346,6 +348,8 @@ class Limiter:
                 spent.append(taken.cost_usd)
                 if self._tokens:
                     self._tokens.correct(taken.input_tokens - input_tokens)
+                if "tokens" in self._leased:
+                    self._leased["tokens"].correct(taken.input_tokens - input_tokens)
 
     def note(self, *, limited: bool = False, overloaded: bool = False) -> None:
         """Learn from an answer whether the service took the request, had too many of them (429), or too much (503)."""

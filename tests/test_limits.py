@@ -280,16 +280,17 @@ async def test_requests_of_today_that_are_known_count():
 class Ledger:
     """What processes share, as a ledger in memory: the meaning of `SharedQuota`, without Prefect."""
 
-    def __init__(self, time: Time, per_minute: float, per_day: int = 0) -> None:
-        self._time, self._per_s = time, per_second(per_minute)
-        self._free_s = 0.0
+    def __init__(self, time: Time, requests: float, tokens: float = 1.0, per_day: int = 0) -> None:
+        self._time = time
+        self._per_s: dict[Quota, float] = {"requests": per_second(requests), "tokens": per_second(tokens)}
+        self._free_s: dict[Quota, float] = {"requests": 0.0, "tokens": 0.0}
         self._day_left = per_day
         self.paused_until_s = 0.0
 
     async def take(self, quota: Quota, amount: float) -> float:
         await asyncio.sleep(0)
-        start_s = max(self._free_s, self._time.now_s)
-        self._free_s = start_s + amount / self._per_s
+        start_s = max(self._free_s[quota], self._time.now_s)
+        self._free_s[quota] = start_s + amount / self._per_s[quota]
         return start_s - self._time.now_s
 
     async def take_of_day(self, requests: int) -> bool:
@@ -334,6 +335,20 @@ async def test_a_shared_quota_that_was_leased_and_not_used_is_not_saved_up():
         await ask(limiter)
         asked_at_s.append(time.now_s)
     assert len(asked_at_s) <= 10 * 5 + 10 * BURST_S + 1
+
+
+async def test_shared_tokens_are_corrected_by_what_the_answers_say():
+    time = Time()
+    limits = LimitsConfig(requests_per_minute=1e6, tokens_per_minute=60_000)
+    limiter = time.limiter(limits, shared=Ledger(time, 1e6, tokens=60_000))
+    used: list[tuple[float, int]] = []
+    while time.now_s < 1120:
+        async with limiter.question(input_tokens=500, cost_usd=0) as taken:
+            taken.input_tokens = 1500
+        used.append((time.now_s, 1500))
+    for start_s in (1010, 1050):
+        tokens = sum(count for at_s, count in used if start_s <= at_s < start_s + 60)
+        assert 0.95 * 60_000 <= tokens <= 60_000 + 1500
 
 
 async def test_a_pause_reaches_the_others_who_share():
