@@ -7,6 +7,7 @@ as soon as no stage needs them. Everything here runs on the engine's loop.
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -45,8 +46,8 @@ T = TypeVar("T")
 
 HELD_BYTES = 512 * 1024 * 1024
 """Image bytes in memory at a time, over all shards in flight."""
-DECODED_PIXELS = 200_000_000
-"""Pixels being decoded or encoded at a time: about 800 MB at four bytes each."""
+DECODED_PIXELS = 100_000_000
+"""Pixels being decoded or encoded at a time, four bytes each and a copy: about 800 MB. A larger image goes alone."""
 INLINE_LIMIT_BYTES = 14 * 1024 * 1024
 """Base64 makes four bytes of three, and a request must stay below 20 MB."""
 AUTO_INLINE_BYTES = 1024 * 1024
@@ -129,6 +130,10 @@ class Labeller:
     _bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
+    # as many as can run at a time: each thread keeps the memory of the largest image that it has decoded
+    _decoders: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(os.cpu_count() or 1, "pixscribe-decode")
+    )
 
     async def make_ready(self, shard: Shard) -> StageTally:
         """Stage one: read, check, turn upright and upload every image of the shard, or find out why not."""
@@ -177,7 +182,8 @@ class Labeller:
         for task in sent:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._decoders):
+            threads.shutdown(wait=False, cancel_futures=True)
         await self.journal.flush()
 
     async def _work(self, shard: Shard) -> ShardWork:
@@ -236,7 +242,8 @@ class Labeller:
             if isinstance(image, PreparedImage):
                 return image
             async with self._pixels.hold(image.decode_px):
-                return await self._in_thread(prepare_image, image.data, rules)
+                decoding = self._decoders.submit(prepare_image, image.data, rules)
+                return await asyncio.wrap_future(decoding)
         except MemoryError as error:
             raise DecodeError("needs more memory than there is", code="too_large") from error
 

@@ -195,7 +195,7 @@ class Folder(Storage):
     def _alone(self, key: str) -> Iterator[None]:
         """Hold off every other process of this machine for the moment that a swap takes."""
         path = self.root / key
-        guard = path.with_name(f".{path.name}.guard")
+        guard = path.with_name(".guard")
         with _translated(str(path), "locked"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with guard.open("ab") as file:
