@@ -8,7 +8,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from pixscribe.errors import ConfigError, OutputError
+from pixscribe.emulator import Emulator
+from pixscribe.errors import BudgetExhausted, ConfigError, OutputError
+from pixscribe.run import list_runs
 from pixscribe.storage import open_storage
 from tests.conftest import SAMPLES, MakeConfig, annotate
 
@@ -79,3 +81,30 @@ def test_a_key_can_be_written_listed_read_and_deleted(bucket: pafs.S3FileSystem)
     storage.delete("runs/a/run.json")
     assert not storage.exists("runs/a/run.json")
     assert storage.list("nothing/here") == []
+
+
+async def test_a_stopped_run_in_a_bucket_is_taken_up_and_pays_for_nothing_twice(
+    make: MakeConfig, emulator: Emulator, bucket: pafs.S3FileSystem
+):
+    output = {"uri": "s3://tables/stopped"}
+    with pytest.raises(BudgetExhausted):
+        await annotate(make(output=output, limits={"budget_usd": 0.12, "concurrency": 4}))
+    [run] = list_runs(output["uri"])
+    storage = open_storage(output["uri"])
+    assert storage.list(f"runs/{run['run']}/journal") != []
+    summary = await annotate(make(output=output))
+    assert (summary.run, summary.is_all_ok) == (run["run"], True)
+    assert len(emulator.books.questions) == summary.totals.requests == len({q.digest for q in emulator.books.questions})
+    assert storage.list(f"runs/{run['run']}/journal") == []
+
+
+async def test_a_finished_run_in_a_bucket_that_is_run_again_asks_nothing(
+    make: MakeConfig, emulator: Emulator, bucket: pafs.S3FileSystem
+):
+    config = make(output={"uri": "s3://tables/again"})
+    await annotate(config)
+    emulator.books.reset()
+    assert (await annotate(config)).is_all_ok
+    assert (emulator.books.questions, emulator.books.uploads) == ([], [])
+    left = [info.path for info in bucket.get_file_info(pafs.FileSelector("tables/again/runs", recursive=True))]
+    assert not any("lock" in path for path in left)

@@ -4,7 +4,7 @@ import pytest
 import tenacity
 
 from pixscribe.errors import AnswerError, ApiError, Blocked, QuotaExhausted, RateLimited, ServerUnavailable
-from pixscribe.retry import RetryPolicy
+from pixscribe.retry import RetryBudget, RetryPolicy
 
 
 class Waits:
@@ -74,3 +74,29 @@ async def test_each_retry_is_counted():
     told = RetryPolicy(sleep=Waits().sleep, on_retry=lambda: counted.append(errors[0]))
     await told.call(failing(*errors))
     assert len(counted) == 2
+
+
+async def test_beyond_the_budget_of_a_run_nothing_is_asked_again_and_the_error_says_so():
+    spent = RetryPolicy(sleep=Waits().sleep, budget=RetryBudget(share=0.5, free=3))
+    attempts = 0
+
+    async def fail(number: int) -> str:
+        nonlocal attempts
+        attempts += 1
+        raise ServerUnavailable("503")
+
+    for _ in range(100):
+        with pytest.raises(ServerUnavailable):
+            await spent.call(fail)
+    # with every second request a repeat there is one for each question, and three at the start
+    assert attempts <= 2 * 100 + 2 * 3
+    with pytest.raises(ServerUnavailable, match=r"503; not asked again: retry\.max_retry_share is used up"):
+        await spent.call(fail)
+
+
+async def test_a_budget_is_not_touched_by_ten_percent_of_failures():
+    waits = Waits()
+    calm = RetryPolicy(sleep=waits.sleep, budget=RetryBudget(share=0.5, free=0))
+    for number in range(1000):
+        await calm.call(failing(*[ServerUnavailable("503")] * (number % 10 == 9)))
+    assert len(waits.seconds) == 100
