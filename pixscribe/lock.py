@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 LIFE_S = 60.0
 """A heartbeat that is older has stopped."""
-BEAT_S = 15.0
-"""Four in a life, so that a slow bucket or a full event loop loses nothing."""
+BEATS = 4
+"""In a life, so that a slow bucket or a full event loop loses nothing."""
 
 
 def _steady_s() -> float:
@@ -61,7 +61,7 @@ class Owner:
 
 @dataclass(slots=True)
 class RunLock:
-    """`acquire`, then `beat` every `BEAT_S`, `check` before each commit, `release` at the end. Thread-safe."""
+    """`acquire`, then `beat` every `pause_s()`, `check` before each commit, `release` at the end. Thread-safe."""
 
     storage: Storage
     key: str
@@ -81,7 +81,8 @@ class RunLock:
                     f"{self.storage.uri_of(self.key)}: another process is at work on this config: "
                     f"pid {other.pid} on {other.host}, heard of at {other.heard_at[:19]}Z"
                 )
-            logger.warning("taking over the run from %s, which has ended without letting go of it", other)
+            whom = f"pid {other.pid} on {other.host}" if other else "an unknown process"
+            logger.warning("taking over from %s, which has ended without letting go of the lock", whom)
         if not self._put(found):
             raise OutputError(f"{self.storage.uri_of(self.key)}: another process has just begun to work on this config")
 
@@ -96,8 +97,13 @@ class RunLock:
 
     def check(self) -> None:
         """Make sure, before something is committed, that the run is still ours. Raises `LockLost`."""
-        if self.clock() - self._confirmed_s > 2 * BEAT_S:
+        if self.clock() - self._confirmed_s > 2 * self.pause_s():
             self.beat()
+
+    @staticmethod
+    def pause_s() -> float:
+        """Seconds from one beat to the next."""
+        return LIFE_S / BEATS
 
     def release(self) -> None:
         """Let go of the lock, if it is still ours."""

@@ -49,7 +49,7 @@ from pixscribe.gemini import GeminiClient, open_transport
 from pixscribe.journal import Journal
 from pixscribe.labelling import Labeller
 from pixscribe.limits import PACIFIC, Limiter, SharedQuota
-from pixscribe.lock import BEAT_S, RunLock
+from pixscribe.lock import RunLock
 from pixscribe.prices import PRICES
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question, make_question
@@ -398,7 +398,7 @@ async def _check_model(client: GeminiClient, config: RunConfig) -> None:
 async def _beat_for_ever(lock: RunLock) -> None:
     """Confirm the lock until it is lost: `check` will then end the run, before it writes anything more."""
     while True:
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(lock.pause_s())
         try:
             await asyncio.to_thread(lock.beat)
         except LockLost:

@@ -19,7 +19,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 small images, no two the same."""
     folder = tmp_path_factory.mktemp("pictures")
     image = Image.new("RGB", (64, 48), "white")
-    image.paste("red", (10, 10, 40, 30))
+    image.paste((200, 30, 30), (10, 10, 40, 30))
     for number in range(2000):
         image.putpixel((0, 0), (number % 256, number // 256, 0))
         image.save(folder / f"{number:04d}.png")
@@ -37,7 +37,9 @@ async def run(
             output={"uri": str(output)},
             retry={"max_attempts": 10, "max_wait_s": 0.05},
         )
-        assert (await annotate(config, run_id="r")).is_all_ok
+        summary = await annotate(config, run_id="r")
+    assert summary.is_all_ok
+    assert summary.totals.objects == limit
     return config, emulator
 
 
