@@ -427,6 +427,8 @@ def _translated(place: str, done: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:  # below a file there is nothing either
+        raise FileNotFoundError(*error.args) from error
     except (OSError, pa.ArrowException, BaseError) as error:
         raise OutputError(f"{place}: cannot be {done}: {_reason(error)}") from error
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 RUN_FIFTY_TASKS = """
 import asyncio, os, signal, sys, uuid
 from functools import partial
-from flows.prefect_server import _reread_settings, prefect_api
+from flows.prefect_server import prefect_api
 
 with prefect_api(partial(print, flush=True)) as server:
     from prefect import flow, get_run_logger, task
@@ -47,7 +47,7 @@ print(flow_run_id)
 
 WAIT_FOR_THE_END = """
 import signal, sys
-from flows.prefect_server import _reread_settings, prefect_api
+from flows.prefect_server import prefect_api
 
 with prefect_api(lambda line: None) as server:
     if sys.argv[1] == "ready":
@@ -155,7 +155,7 @@ def test_the_api_of_the_active_profile_counts_as_named(tmp_path: Path) -> None:
     (tmp_path / "profiles.toml").write_text(
         'active = "office"\n[profiles.office]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
     )
-    script = "from flows.prefect_server import _reread_settings, prefect_api\nwith prefect_api(print) as server: print(server)"
+    script = "from flows.prefect_server import prefect_api\nwith prefect_api(print) as server: print(server)"
     assert start_python(script, tmp_path).communicate()[0] == "None\n"
 
 
