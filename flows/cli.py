@@ -72,7 +72,7 @@ def run(
     ] = (),
     run_id: Annotated[str | None, Parameter(help="Name the run; an unfinished one of that name is resumed.")] = None,
     new: Annotated[
-        bool, Parameter(help="Start afresh, even if this config has an unfinished run.", negative="")
+        bool, Parameter(help="Start afresh: take up no unfinished run, and ask again what was answered.", negative="")
     ] = False,
     json: Annotated[
         bool, Parameter(help="The last line of stdout is the summary, one JSON object.", negative="")
@@ -81,7 +81,8 @@ def run(
 ) -> int:
     """Label every image of the source: the main job.
 
-    A run of the same config that did not finish is taken up where it stopped.
+    A run of the same config that did not finish is taken up where it stopped. What any run of the same output was
+    answered is not asked again.
 
     Example: pixscribe run configs/demo.yaml --limit 10 --set limits.concurrency=8
     """

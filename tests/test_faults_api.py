@@ -15,7 +15,6 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,12 @@ from pixscribe.errors import (
     ServerUnavailable,
 )
 from pixscribe.gemini import CHUNK_BYTES, SLICE_BYTES, GeminiClient, ImagePart, Upload, open_transport, upload_file
-from pixscribe.limits import PACIFIC, Limiter
 from pixscribe.progress import Tally
 from pixscribe.prompts import make_question
 from pixscribe.retry import RetryPolicy
 from pixscribe.run import list_runs
 from pixscribe.uploads import delete_files
+from tests.clock import Time
 from tests.conftest import SAMPLES, MakeConfig, annotate
 from tests.invariants import KEY, check_output, check_rerun_is_free
 from tests.test_end_to_end import FILES, digests
@@ -429,25 +428,12 @@ async def test_a_mask_of_no_use_leaves_its_box(
 # --- A1, A2, A4, A5: too many requests
 
 
-class Time:
-    """A clock that moves when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-        self.day = datetime(2026, 11, 22, 9, 30, tzinfo=PACIFIC)
-
-    async def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.day += timedelta(seconds=seconds)
-        await asyncio.sleep(0)
-
-
 @asynccontextmanager
 async def asking(emulator: Emulator, front: Front, time: Time, **limits: Any) -> AsyncIterator[Asker]:
     """What a run asks with, but for the clock; one request at a time."""
     front.clock = lambda: time.now_s
     config = LimitsConfig(concurrency=1, requests_per_minute=1e6, **limits)
-    limiter = Limiter(config, clock=lambda: time.now_s, sleep=time.sleep, now=lambda: time.day)
+    limiter = time.limiter(config)
     policy = RetryPolicy(sleep=time.sleep, jitter=tenacity.wait_exponential(multiplier=1))
     async with front.open(emulator.url, concurrency=4) as transport:
         client = GeminiClient(transport, base_url=emulator.url, api_key=KEY, timeout_s=10)

@@ -1,7 +1,7 @@
 import asyncio
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -10,31 +10,14 @@ from pixscribe.errors import BudgetExhausted, QuotaExhausted
 from pixscribe.limits import (
     BURST_S,
     LONGEST_PAUSE_S,
-    PACIFIC,
     Budget,
     Limiter,
     Quota,
     Rate,
-    SharedQuota,
     Slots,
     per_second,
 )
-
-
-class Time:
-    """A clock that moves when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-        self.day = datetime(2026, 11, 22, 9, 30, tzinfo=PACIFIC)
-
-    async def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.day += timedelta(seconds=seconds)
-        await asyncio.sleep(0)
-
-    def limiter(self, limits: LimitsConfig, shared: SharedQuota | None = None) -> Limiter:
-        return Limiter(limits, clock=lambda: self.now_s, sleep=self.sleep, now=lambda: self.day, shared=shared)
+from tests.clock import Time
 
 
 async def ask(limiter: Limiter, *, input_tokens: int = 0, cost_usd: float = 0.0) -> None:
