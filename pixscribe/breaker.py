@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from pixscribe.clock import Clock, Sleep
 from pixscribe.errors import ApiError, OutageError, ServerUnavailable
-from pixscribe.limits import Clock, Sleep
 
 logger = logging.getLogger(__name__)
 

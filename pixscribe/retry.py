@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import tenacity
 
+from pixscribe.clock import Sleep
 from pixscribe.config import RetryConfig
 from pixscribe.errors import AnswerError, ApiError, RateLimited, ServerUnavailable
-from pixscribe.limits import Sleep
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pixscribe.limits import (
     Limiter,
     Quota,
     Rate,
-    Slots,
     per_second,
 )
+from pixscribe.pace import Slots
 from tests.clock import Time
 
 
