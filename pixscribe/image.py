@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
@@ -28,6 +28,10 @@ from pillow_heif import HeifImageFile
 from pixscribe.errors import DecodeError
 from pixscribe.formats import Container, foreign_errors_translated, read_container
 from pixscribe.types import PreparedImage, Size
+
+# Pillow's pixels in blocks that malloc always gives back to the system. Smaller ones (16 MB) stay with the thread that
+# used them, and each thread would keep what the largest image took that it ever decoded.
+_imaging.set_block_size(64 * 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
