@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import cyclopts
 import orjson
@@ -218,7 +219,7 @@ def list_files(
     """
     from pixscribe.uploads import describe_files
 
-    found, totals = asyncio.run(describe_files(base_url, environment_key()))
+    found, totals = asyncio.run(describe_files(_checked_origin(base_url), environment_key()))
     if as_json:
         _print_json_lines(found)
     else:
@@ -234,9 +235,15 @@ def clean(*, base_url: BaseUrl = DEFAULT_BASE_URL) -> int:
     """
     from pixscribe.uploads import delete_ours
 
-    count, size_bytes = asyncio.run(delete_ours(base_url, environment_key()))
+    count, size_bytes = asyncio.run(delete_ours(_checked_origin(base_url), environment_key()))
     print(f"{count} files deleted, {size_bytes / 1e9:.3f} GB")
     return 0
+
+
+def _checked_origin(base_url: str) -> str:
+    if not base_url.startswith(("http://", "https://")) or not urlsplit(base_url).netloc:
+        raise ConfigError(f"--base-url: {base_url!r}: should be an http(s) URL")
+    return base_url
 
 
 def _leave_stdout() -> None:

@@ -26,9 +26,10 @@ from pixscribe.run import RunSummary, Session, check_before
 class Interrupted(RunError):
     """Ctrl-C or SIGTERM ended the run before it was complete."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, new: bool) -> None:
+        command = "the same command without --new" if new else "the same command"
         super().__init__(
-            f"stopped by {signal.Signals(signal_number).name}; finished shards are kept, run the same command to go on"
+            f"stopped by {signal.Signals(signal_number).name}; finished shards are kept, run {command} to go on"
         )
         self.exit_code = 128 + signal_number
 
@@ -93,7 +94,7 @@ class FlowThread:
             say(f"the tables are complete, but Prefect could not record it ({type(self._error).__name__})")
             return session.summary
         if self.signal_number is not None:
-            raise Interrupted(self.signal_number)
+            raise Interrupted(self.signal_number, new=self._arguments[2])
         assert self._error is not None
         raise self._error
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import TypeVar, cast
 
 import httpx
@@ -66,7 +67,9 @@ class PrefectQuota:
             for kind, slots in SLOTS.items():
                 if per_minute := getattr(limits, f"{kind}_per_minute"):
                     decay = per_second(per_minute) * slots
-                    await client.upsert_global_concurrency_limit_by_name(quota._limit(kind), ENDLESS, decay)
+                    name = quota._limit(kind)
+                    # several that begin at the same time may stumble over each other once
+                    await _patiently(partial(client.upsert_global_concurrency_limit_by_name, name, ENDLESS, decay))
         return quota
 
     async def take(self, quota: Quota, amount: float) -> float:
@@ -135,14 +138,7 @@ class PrefectQuota:
             if self._client is None:
                 # made on the loop that uses it, which is the engine's
                 self._client = await get_client().__aenter__()
-        for pause_s in (0.2, 1.0, 3.0, None):
-            try:
-                return await question(self._client)
-            except (httpx.HTTPError, PrefectException, OSError) as error:
-                if pause_s is None:
-                    raise RunError(f"limits.shared_as: Prefect does not answer: {_reason(error)}") from error
-                await asyncio.sleep(pause_s)
-        raise AssertionError("the last try returns or raises")
+        return await _patiently(partial(question, self._client))
 
     @property
     def _variable(self) -> str:
@@ -150,6 +146,18 @@ class PrefectQuota:
 
     def _limit(self, kind: str) -> str:
         return f"{self._name}-{kind}"
+
+
+async def _patiently(question: Callable[[], Awaitable[T]]) -> T:
+    """Try a few times. Raises `RunError`."""
+    for pause_s in (0.2, 1.0, 3.0, None):
+        try:
+            return await question()
+        except (httpx.HTTPError, PrefectException, OSError) as error:
+            if pause_s is None:
+                raise RunError(f"limits.shared_as: Prefect does not answer: {_reason(error)}") from error
+            await asyncio.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
 
 
 def _reason(error: Exception) -> str:

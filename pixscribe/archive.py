@@ -7,7 +7,7 @@ only an index is kept in memory, 24 bytes for each answer; a text is read when i
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pixscribe.asking import Answer
 from pixscribe.errors import OutputError
-from pixscribe.journal import Journal, read_journal
+from pixscribe.journal import read_journal
 from pixscribe.storage import Storage
 from pixscribe.types import Usage
 
@@ -70,24 +70,25 @@ class _Entry:
 class Archive:
     """The answers of one output, for one run. `find` blocks and may be called from any thread."""
 
-    def __init__(self, storage: Storage, run_id: str, journal: Journal) -> None:
+    def __init__(self, storage: Storage, run_id: str) -> None:
         self._storage = storage
         self._run_id = run_id
-        self._journal = journal
         self._segments: list[_Segment] = []
         self._parts: list[str] = []
         self._journaled: dict[str, Answer] = {}
+        self._wasted: dict[str, Answer] = {}
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         self._adding = threading.Lock()
         self._reading = threading.Lock()
 
-    def open(self, *, only_this_run: bool) -> None:
-        """Read what there is. Raises `OutputError` if what this run has paid for cannot be read."""
+    def open(self, journaled: Mapping[str, Answer], *, only_this_run: bool) -> None:
+        """Read what there is; `journaled` is what this run itself was answered in shards that it did not commit."""
         others = [] if only_this_run else [name for name in self._storage.list("runs") if name != self._run_id]
         for name in others:
             self._journaled.update(_journal_of_other(self._storage, name))
-        # this run's own come last: they are the ones that count with what they cost
-        self._journaled.update(self._journal.answers())
+        # this run's own count before the others', with what they cost, unless they are of no use
+        self._wasted = {key: answer for key, answer in journaled.items() if not _is_lasting(answer)}
+        self._journaled.update({key: answer for key, answer in journaled.items() if _is_lasting(answer)})
         runs = [f"run={name}" for name in (*others, self._run_id)]
         self.add_parts(key for run in runs for key in self._parts_of(run))
 
@@ -110,15 +111,17 @@ class Archive:
         """Whether `find` may have something: quick, and seldom wrong."""
         return request_key in self._journaled or self._newest(request_key) is not None
 
+    def is_unsettled(self, request_key: str) -> bool:
+        """Whether an answer stands in a journal only, so that its cost is still to be written down."""
+        return request_key in self._journaled
+
     def wasted(self, request_key: str) -> Answer | None:
         """What this run was answered to that question to no use before it was stopped; it stays to be paid for."""
-        answer = self._journaled.get(request_key)
-        return answer if answer is not None and not _is_lasting(answer) else None
+        return self._wasted.get(request_key)
 
     def find(self, request_key: str) -> Answer | None:
         """The answer, not parsed yet; None if there is none, or only one that is worth another try."""
-        journaled = self._journaled.get(request_key)
-        if journaled is not None and _is_lasting(journaled):
+        if (journaled := self._journaled.get(request_key)) is not None:
             return journaled
         entry = self._newest(request_key)
         return self._read_answer(entry, request_key) if entry else None
@@ -127,6 +130,7 @@ class Archive:
         """A shard was committed: its answers are found in its part from now on, where they cost nothing any more."""
         for request_key in request_keys:
             self._journaled.pop(request_key, None)
+            self._wasted.pop(request_key, None)
         self.add_parts([part])
 
     def _parts_of(self, run: str) -> list[str]:
@@ -188,11 +192,18 @@ def asked_since(storage: Storage, since: datetime) -> int:
     for run in storage.list("responses"):
         for name in storage.list(f"responses/{run}"):
             if name.endswith(".parquet"):
-                with storage.open(f"responses/{run}/{name}") as file:
-                    table = pq.read_table(file, columns=["asked_at", "attempts"])
-                rows = table.to_pylist()
-                count += sum(row["attempts"] for row in rows if row["asked_at"] and row["asked_at"] >= since)
+                count += _asked_in_part(storage, f"responses/{run}/{name}", since)
     return count
+
+
+def _asked_in_part(storage: Storage, key: str, since: datetime) -> int:
+    try:
+        with storage.open(key) as file:
+            rows = pq.read_table(file, columns=["asked_at", "attempts"]).to_pylist()
+    except (OSError, KeyError, pa.ArrowException, OutputError) as error:
+        logger.error("%s: cannot be read, so its requests are not counted: %s", storage.uri_of(key), error)
+        return 0
+    return sum(row["attempts"] for row in rows if row["asked_at"] and row["asked_at"] >= since)
 
 
 def _is_lasting(answer: Answer) -> bool:

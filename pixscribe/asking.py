@@ -136,8 +136,8 @@ class Asker:
         self._price = PRICES.get(model.name)
         self.on_wire: set[asyncio.Task[object] | None] = set()
         """Tasks that have sent something: it will be billed, so its answer is worth waiting for."""
-        self.is_stopping = False
-        """Set when a run ends early: nothing more is sent, not even by those tasks."""
+        self.stopped_by: BaseException | None = None
+        """Set when a run ends early: raised instead of sending anything more, also by those tasks."""
 
     def request_key(self, question: Question, sent_sha256: str) -> str:
         """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
@@ -148,10 +148,13 @@ class Asker:
         asked = [model.name, question.text, question.schema, self._generation_config(0), model.resolution, sent_sha256]
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    async def ask(self, question: Question, image: ImagePart, request_key: str, renew: Renew) -> Answer:
+    async def ask(
+        self, question: Question, image: ImagePart, request_key: str, renew: Renew, book: Callable[[Answer], None]
+    ) -> Answer:
         """Ask until there is a usable answer or the policy gives up, which makes a failed answer.
 
-        After a 403, `renew` is asked once for another copy of the image: the file may have expired. Raises
+        When the run stops in between, what was answered to no use until then is given to `book`: it was billed. After a
+        403, `renew` is asked once for another copy of the image: the file may have expired. Raises
         `AuthenticationError` if there is none or that is refused too, and whatever else stops a run.
         """
         trial = _Trial()
@@ -161,6 +164,10 @@ class Asker:
             raise AuthenticationError(f"GEMINI_API_KEY may not use the model or its own files ({error})") from error
         except ImageError as error:
             return trial.answer(request_key, error)
+        except BaseException:
+            if trial.answers:
+                book(trial.answer(request_key, AnswerError("the run stopped before it was asked again")))
+            raise
         finally:
             self.on_wire.discard(asyncio.current_task())
         return trial.answer(request_key, None)
@@ -175,15 +182,24 @@ class Asker:
             await self._ask_until_answered(question, renewed, trial)
 
     async def _ask_until_answered(self, question: Question, image: ImagePart, trial: _Trial) -> None:
-        await self._policy.call(lambda _: self._breaker.call(lambda: self._attempt(question, image, trial)))
+        await self._policy.call(lambda _: self._breaker.call(lambda: self._attempt_some_day(question, image, trial)))
+
+    async def _attempt_some_day(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+        while True:
+            try:
+                return await self._attempt(question, image, trial)
+            except QuotaExhausted as error:
+                # outside of the limits, so that whoever has waited for midnight is counted and paced like all others
+                await self._limiter.wait_for_midnight(error)
 
     async def _attempt(self, question: Question, image: ImagePart, trial: _Trial) -> None:
         # the same seed tends to repeat the same unusable answer
         body = self._body(question, image, seed_shift=trial.answers)
         estimate = estimate_input_tokens(question.text, question.schema, self._model.resolution)
         most_usd = self._cost_usd(Usage(estimate, self._model.max_output_tokens)) or 0.0
-        async with self._limiter.question(input_tokens=estimate, cost_usd=most_usd) as taken:
-            interaction = await self._send_on_some_day(body, trial)
+        limits = self._limiter.question(input_tokens=estimate, cost_usd=most_usd, check=self._breaker.check)
+        async with limits as taken:
+            interaction = await self._send(body, trial)
             cost_usd = self._cost_usd(interaction.usage)
             taken.input_tokens, taken.cost_usd = interaction.usage.input_tokens, cost_usd or 0.0
         self._tally.cost_usd += cost_usd or 0.0
@@ -192,17 +208,10 @@ class Asker:
         if trial.parsed.truncated:
             raise AnswerError("the answer was cut off; its complete part is kept", code="truncated")
 
-    async def _send_on_some_day(self, body: bytes, trial: _Trial) -> Interaction:
-        while True:
-            try:
-                return await self._send(body, trial)
-            except QuotaExhausted as error:
-                await self._limiter.wait_for_midnight(error)
-
     async def _send(self, body: bytes, trial: _Trial) -> Interaction:
         self._breaker.check()
-        if self.is_stopping:
-            raise asyncio.CancelledError
+        if self.stopped_by is not None:
+            raise self.stopped_by
         self.on_wire.add(asyncio.current_task())
         self._tally.requests += 1
         trial.attempts += 1

@@ -96,6 +96,8 @@ class Breaker:
         except ServerUnavailable as error:
             if error.is_outage:
                 self._fail(error)
+            elif self.is_open:
+                self._answer()  # whatever it is, the service says it
             raise
         except ApiError:
             self._answer()

@@ -447,6 +447,7 @@ def _network_error(error: Exception) -> Exception:
     is_timeout = isinstance(cause, TimeoutError | httpx.TimeoutException)
     # some of these have no text at all, hence the type
     text = " ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(": ")[:500]
+    text = re.sub(r"//[^/@\s]+@", "//", text)  # the proxy's password
     return ServerUnavailable(text, code="timeout" if is_timeout else "network_error")
 
 
@@ -547,8 +548,8 @@ def _parse_time(value: Any) -> datetime | None:
 
 def _count(value: Any) -> int:
     try:
-        return int(value or 0)
-    except (TypeError, ValueError):
+        return min(max(int(value or 0), 0), 2**53)
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 

@@ -54,9 +54,13 @@ class Journal:
 
     def add(self, shard: str, answer: Answer) -> None:
         """Have a billed answer written within a second. Raises what an earlier write failed with."""
+        self._pending[shard].append(answer)  # also after a failure: the last flush may succeed
         if self._failure is not None:
             raise self._failure
-        self._pending[shard].append(answer)
+
+    def fail(self, error: RunError) -> None:
+        """Let the next `add` raise this."""
+        self._failure = self._failure or error
 
     async def flush_for_ever(self) -> None:
         """Write what has come in, twice a second, until cancelled."""
@@ -65,17 +69,23 @@ class Journal:
             try:
                 await self.flush()
             except RunError as error:
-                self._failure = error
-                return
+                self.fail(error)
+            except Exception as error:
+                # whatever it is: to go on without a journal would lose what is paid for
+                self.fail(OutputError(f"the journal cannot be written: {type(error).__name__}: {error}"))
 
     async def flush(self) -> None:
         """Write what has come in. Raises `OutputError`."""
         async with self._flushing:
-            for shard in list(self._pending):
-                answers = self._pending.pop(shard)
+            for shard, pending in list(self._pending.items()):
+                answers = list(pending)
+                if not answers:
+                    continue
                 key = f"{self._folder}/{shard}-{uuid4().hex[:12]}.arrow"
                 await asyncio.to_thread(_write, self._storage, key, answers)
                 self._written[shard].append(key)
+                # only now: a write that failed, or was cancelled, is tried again
+                del pending[: len(answers)]
 
     async def forget(self, shard: str) -> None:
         """Remove what is journaled of a shard, because its parts are committed."""
@@ -87,8 +97,8 @@ class Journal:
     def answers(self) -> dict[str, Answer]:
         """What earlier processes were answered in shards that they did not commit, by request key; not yet parsed.
 
-        Of several answers to one question the dearest is the last: its cost holds that of the others. Raises
-        `OutputError` for a file that cannot be read: to go on without it would pay a second time.
+        Of several answers to one question that with the most attempts is the last: its cost holds that of the others.
+        Raises `OutputError` for a file that cannot be read: to go on without it would pay a second time.
         """
         found: dict[str, Answer] = {}
         for name in self._names():
@@ -97,7 +107,7 @@ class Journal:
                 self._written[shard].append(key)
             for answer in read_journal(self._storage, key):
                 before = found.get(answer.request_key or "")
-                if before is None or (answer.cost_usd or 0.0) >= (before.cost_usd or 0.0):
+                if before is None or answer.attempts >= before.attempts:
                     found[answer.request_key or ""] = answer
         return found
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
@@ -24,6 +25,7 @@ from pixscribe.errors import (
     OutageError,
     QuotaExhausted,
     ReadError,
+    RunError,
     StorageFull,
     UploadError,
 )
@@ -171,9 +173,14 @@ class Labeller:
         self.uploader.let_go(work.uploaded)
         await self.journal.forget(shard.name)
 
+    def give_up(self, error: RunError) -> None:
+        """Send nothing more, and let the next answer that comes in end the run with this error."""
+        self.asker.stopped_by = error
+        self.journal.fail(error)
+
     async def finish(self) -> None:
         """Wait a moment for answers that will be billed, give up the other questions, and write the journal."""
-        self.asker.is_stopping = True
+        self.asker.stopped_by = self.asker.stopped_by or asyncio.CancelledError()
         sent = [task for task in self._asking if task in self.asker.on_wire]
         for task in self._asking - set(sent):
             task.cancel()
@@ -293,7 +300,8 @@ class Labeller:
 
     async def _ask(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str) -> Answer:
         if (known := ready.known.get(question.name)) is not None:
-            return known
+            # its cost stands in the tables already if a shard with a duplicate was committed meanwhile
+            return known if not known.cost_usd or self.archive.is_unsettled(key) else known.for_another_name()
         if self.archive.has(key):  # since it got ready: a duplicate in a shard that was committed meanwhile
             found = await self._in_thread(self._find, {question.name: key})
             if question.name in found:
@@ -313,7 +321,12 @@ class Labeller:
         self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question, key: str
     ) -> Answer:
         part = ready.part(self.config.model.resolution)
-        answer = await self.asker.ask(question, part, key, lambda: self._renew(ref, ready))
+
+        def book(answer: Answer) -> None:
+            with suppress(RunError):  # it fails for what ends the run anyway
+                self.journal.add(work.shard, answer.after(self.archive.wasted(key)))
+
+        answer = await self.asker.ask(question, part, key, lambda: self._renew(ref, ready), book)
         answer = answer.after(self.archive.wasted(key))
         if answer.text is not None:  # there are words, so there is a bill
             self.journal.add(work.shard, answer)

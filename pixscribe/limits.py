@@ -26,6 +26,7 @@ JITTER_S = 0.1
 """How much later than its neighbours a request may reach the service, and so come closer to those behind it."""
 LONGEST_PAUSE_S = 600.0
 """No quota per minute needs longer, whatever delay the service names (292 years have been seen)."""
+MIDNIGHT_MARGIN_S = 90
 PARK_STEP_S = 60.0
 """How often a parked run looks at the clock, which may be set."""
 
@@ -114,7 +115,13 @@ class LeasedRate:
             self._left -= cost
             if self._left < self._block and self._next is None:
                 self._next = asyncio.create_task(self._lease(self._block))
+                self._next.add_done_callback(_look_at_error)
             return start_s
+
+    def close(self) -> None:
+        """Lease nothing more."""
+        if self._next is not None:
+            self._next.cancel()
 
     def correct(self, difference: float) -> None:
         """Take (or give back, if negative) what an estimate was wrong by."""
@@ -122,8 +129,9 @@ class LeasedRate:
         self._free_from_s += difference / self._per_s
 
     async def _take_next(self, missing: float) -> None:
-        from_s, amount = await (self._next or self._lease(max(self._block, missing)))
-        self._next = None
+        leasing, self._next = self._next, None
+        # shielded: whoever is cancelled must not take the lease from the others
+        from_s, amount = await (asyncio.shield(leasing) if leasing else self._lease(max(self._block, missing)))
         # what is left of the last block, or owed of it, comes out of the new one's time
         self._free_from_s = from_s if self._left == 0 else max(self._free_from_s, from_s)
         self._left += amount
@@ -185,13 +193,17 @@ class Limiter:
             yield
 
     @asynccontextmanager
-    async def question(self, *, input_tokens: int, cost_usd: float) -> AsyncIterator[Reservation]:
+    async def question(
+        self, *, input_tokens: int, cost_usd: float, check: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Reservation]:
         """A place in flight and a share of every quota, estimated now and corrected by what the caller sets.
 
-        Raises `QuotaExhausted` and `BudgetExhausted` instead of letting a request through that would pass them; waits
-        for midnight instead of the former if `limits.on_daily_quota` says so.
+        `check` may raise when there is a place, before any quota is taken. Raises `QuotaExhausted` and
+        `BudgetExhausted` instead of letting a request through that would pass them; waits for midnight instead of the
+        former if `limits.on_daily_quota` says so.
         """
         async with self.slots, self.budget.reserve(cost_usd) as spent:
+            check()
             await self._wait_for_day()
             await self._wait_turn(input_tokens)
             taken = Reservation(input_tokens, 0.0)
@@ -203,6 +215,15 @@ class Limiter:
                     self._tokens.correct(taken.input_tokens - input_tokens)
                 if "tokens" in self._leased:
                     self._leased["tokens"].correct(taken.input_tokens - input_tokens)
+
+    async def close(self) -> None:
+        """Let go of what is shared."""
+        for rate in self._leased.values():
+            rate.close()
+        for telling in self._telling:
+            telling.cancel()
+        if self._shared is not None:
+            await self._shared.close()
 
     def note(self, *, limited: bool = False, overloaded: bool = False) -> None:
         """Learn from an answer whether the service took the request, had too many of them (429), or too much (503)."""
@@ -221,10 +242,18 @@ class Limiter:
         """Sit out the rest of the day. Raises `reason` instead, unless `limits.on_daily_quota` is `wait`."""
         if not self._waits_for_midnight:
             raise reason
-        until = _midnight_after(self._now())
+        until = self._when_to_try_again()
         logger.warning("%s; waiting until %s", reason, until.isoformat(timespec="minutes"))
         while (left_s := (until - self._now()).total_seconds()) > 0:
             await self._sleep(min(left_s, PARK_STEP_S))
+
+    def _when_to_try_again(self) -> datetime:
+        """After midnight, a little late: the service's clock may be behind ours. In the first hour it may just not have
+        begun its day yet, and then a quarter of an hour is worth more than a day."""
+        now = self._now()
+        if now.hour == 0 and now.minute * 60 + now.second >= MIDNIGHT_MARGIN_S:
+            return now + timedelta(minutes=15)
+        return _midnight_after(now - timedelta(seconds=MIDNIGHT_MARGIN_S)) + timedelta(seconds=MIDNIGHT_MARGIN_S)
 
     async def _wait_for_day(self) -> None:
         while True:
@@ -344,6 +373,12 @@ class Budget:
 
     def _fits(self, cost_usd: float) -> bool:
         return self._limit_usd is None or self.spent_usd + self._reserved_usd + cost_usd <= self._limit_usd
+
+
+def _look_at_error(leasing: "asyncio.Task[tuple[float, float]]") -> None:
+    """Mark it as seen: it is raised when the lease is wanted, and that may never be."""
+    if not leasing.cancelled():
+        leasing.exception()
 
 
 def _leased_rates(limits: LimitsConfig, shared: SharedQuota, clock: Clock) -> dict[Quota, LeasedRate]:

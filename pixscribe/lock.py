@@ -10,8 +10,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,15 +61,34 @@ class Owner:
 
 @dataclass(slots=True)
 class RunLock:
-    """`acquire`, then `beat` every `pause_s()`, `check` before each commit, `release` at the end. Thread-safe."""
+    """`held` around a run, and `check` before each commit. Thread-safe."""
 
     storage: Storage
     key: str
     clock: Callable[[], float] = _steady_s
     owner: Owner = field(default_factory=Owner.this_process)
+    is_lost: bool = False
+    """Whether another process has taken over; set by the heartbeat."""
     _content: bytes | None = None
     _confirmed_s: float = 0.0
     _using: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def held(self) -> Iterator["RunLock"]:
+        """Hold the lock, with a heartbeat on a thread of its own, which nothing that a run does can slow down.
+
+        Raises `OutputError` if a living process has it.
+        """
+        over = threading.Event()
+        self.acquire()
+        heart = threading.Thread(target=self._beat_until, args=(over,), name="pixscribe-heartbeat", daemon=True)
+        heart.start()
+        try:
+            yield self
+        finally:
+            over.set()
+            heart.join()
+            self.release()
 
     def acquire(self) -> None:
         """Take the lock. Raises `OutputError` if a living process has it."""
@@ -83,13 +102,14 @@ class RunLock:
                 )
             whom = f"pid {other.pid} on {other.host}" if other else "an unknown process"
             logger.warning("taking over from %s, which has ended without letting go of the lock", whom)
-        if not self._put(found):
+        if not self._put(found) and not self._put_again():
             raise OutputError(f"{self.storage.uri_of(self.key)}: another process has just begun to work on this config")
 
     def beat(self) -> None:
         """Confirm that this process is alive. Raises `LockLost` if another one has taken over."""
         with self._using:
-            if not self._put(self._content):
+            if self._content is None or not (self._put(self._content) or self._put_again()):
+                self.is_lost = True
                 raise LockLost(
                     f"{self.storage.uri_of(self.key)}: another process has taken over this run, "
                     "because nothing was heard of this one; it goes on there"
@@ -108,9 +128,10 @@ class RunLock:
     def release(self) -> None:
         """Let go of the lock, if it is still ours."""
         with self._using, suppress(OutputError):
-            if self._content is not None and self._read() == self._content:
+            # whoever is still writing must find out that it is not ours any more
+            self._content, self._confirmed_s = None, float("-inf")
+            if self._mine() is not None:
                 self.storage.delete(self.key)
-            self._content = None
 
     def _put(self, old: bytes | None) -> bool:
         asked_s = self.clock()
@@ -119,6 +140,26 @@ class RunLock:
             return False
         self._content, self._confirmed_s = content, asked_s
         return True
+
+    def _beat_until(self, over: threading.Event) -> None:
+        while not over.wait(self.pause_s()):
+            try:
+                self.beat()
+            except LockLost:
+                return  # `check` and `is_lost` tell those whom it concerns
+            except OutputError as error:
+                logger.warning("the lock could not be confirmed: %s", error)
+
+    def _put_again(self) -> bool:
+        """After a swap that failed: only its answer may have got lost."""
+        mine = self._mine()
+        return mine is not None and self._put(mine)
+
+    def _mine(self) -> bytes | None:
+        """What is there, if this owner wrote it."""
+        found = self._read()
+        owner = _owner_in(found) if found is not None else None
+        return found if owner is not None and owner.token == self.owner.token else None
 
     def _read(self) -> bytes | None:
         try:

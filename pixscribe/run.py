@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -65,6 +65,9 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # a number or a date would be read as one where `run` is a Hive partition
 CHOSEN_RUN_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 TABLES = ("images", "responses", "annotations")
+ANEW = "anew"
+"""The name of a file that is there as long as a run is to ask everything anew."""
+WATCH_EVERY_S = 0.5
 CHECK_LIMIT_S = 10.0
 """How long the look at the model may take before the run begins without it."""
 
@@ -118,7 +121,7 @@ class RunSummary:
 class Surroundings:
     """What a run takes from whoever starts it, beside its config: `api_key` None means GEMINI_API_KEY."""
 
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     shared_quota: SharedQuota | None = None
 
 
@@ -132,7 +135,7 @@ class Session:
     transport: httpx.AsyncBaseTransport
     labeller: Labeller
     background: list[asyncio.Task[None]]
-    shared_quota: SharedQuota | None
+    limiter: Limiter
     tally: Tally
     started_s: float
     summary: RunSummary | None = None
@@ -185,10 +188,12 @@ async def open_run(
     await asyncio.to_thread(check_before, config, run_id)
     key = surroundings.api_key or api_key(config)
     storage = open_storage(config.output.uri)
-    with _lock(storage, config) as lock, _emulator_if_named(config) as base_url:
+    lock = RunLock(storage, f"runs/.{config_digest(config)}.lock")
+    with lock.held(), _emulator_if_named(config) as base_url:
         run = _find_or_name(storage, config, run_id, new)
-        config = _freeze(storage, run, config)
-        opening = _Opening(run, config, storage, lock, base_url, key, new, surroundings.shared_quota)
+        config = _freeze(storage, run, config, new)
+        asks_anew = storage.exists(run.key(ANEW))
+        opening = _Opening(run, config, storage, lock, base_url, key, asks_anew, surroundings.shared_quota)
         session = await engine().run(_open_session(opening))
         _sessions[run.id] = session
         try:
@@ -204,7 +209,7 @@ def scan_source(run: Run) -> list[Shard]:
     storage, shard_size = session.storage, session.config.execution.shard_size
     key = run.key("manifest.parquet")
     if not storage.exists(key):
-        write_manifest(storage, key, session.config.source, shard_size)
+        write_manifest(storage, key, session.config.source, shard_size, session.labeller.lock.check)
     session.tally.images_total = count_manifest(storage, key)
     shards = cut_shards(session.tally.images_total, shard_size)
     done = written_shards(storage, run.id)
@@ -238,6 +243,7 @@ def publish(run: Run) -> RunSummary:
     session.labeller.lock.check()
     session.storage.tidy(run.key("journal"))
     session.storage.write(run.key("run.json"), orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
+    session.storage.delete(run.key(ANEW))
     session.summary = summary
     return summary
 
@@ -305,16 +311,6 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
         yield emulator.url
 
 
-@contextmanager
-def _lock(storage: Storage, config: RunConfig) -> Iterator[RunLock]:
-    lock = RunLock(storage, f"runs/.{config_digest(config)}.lock")
-    lock.acquire()
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
 @dataclass(frozen=True, slots=True)
 class _Opening:
     """Everything that a session is made of."""
@@ -324,7 +320,7 @@ class _Opening:
     storage: Storage
     lock: RunLock
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)
     asks_anew: bool
     shared_quota: SharedQuota | None
 
@@ -334,7 +330,7 @@ async def _open_session(opening: _Opening) -> Session:
     run, config, storage = opening.run, opening.config, opening.storage
     tally = Tally()
     journal = Journal(storage, run.id)
-    archive = Archive(storage, run.id, journal)
+    archive = Archive(storage, run.id)
     past = await asyncio.to_thread(_look_back, opening, journal, archive)
     transport = open_transport(opening.base_url, concurrency=config.limits.concurrency)
     try:
@@ -368,8 +364,8 @@ async def _open_session(opening: _Opening) -> Session:
         lock=opening.lock,
         tally=tally,
     )
-    background = [asyncio.create_task(journal.flush_for_ever()), asyncio.create_task(_beat_for_ever(opening.lock))]
-    return Session(run, config, storage, transport, labeller, background, opening.shared_quota, tally, time.monotonic())
+    background = [asyncio.create_task(journal.flush_for_ever()), asyncio.create_task(_watch(opening.lock, labeller))]
+    return Session(run, config, storage, transport, labeller, background, limiter, tally, time.monotonic())
 
 
 async def _close_session(session: Session) -> None:
@@ -380,8 +376,7 @@ async def _close_session(session: Session) -> None:
         await session.labeller.finish()
     finally:
         await session.transport.aclose()
-        if session.shared_quota is not None:
-            await session.shared_quota.close()
+        await session.limiter.close()
 
 
 async def _check_model(client: GeminiClient, config: RunConfig) -> None:
@@ -395,16 +390,11 @@ async def _check_model(client: GeminiClient, config: RunConfig) -> None:
         logger.info("the model could not be looked up: %s", error)
 
 
-async def _beat_for_ever(lock: RunLock) -> None:
-    """Confirm the lock until it is lost: `check` will then end the run, before it writes anything more."""
-    while True:
-        await asyncio.sleep(lock.pause_s())
-        try:
-            await asyncio.to_thread(lock.beat)
-        except LockLost:
-            return
-        except OutputError as error:
-            logger.warning("the lock could not be confirmed: %s", error)
+async def _watch(lock: RunLock, labeller: Labeller) -> None:
+    """Send nothing more once the lock is lost: its new owner asks the same questions, and both would pay."""
+    while not lock.is_lost:
+        await asyncio.sleep(WATCH_EVERY_S)
+    labeller.give_up(LockLost("another process has taken over this run, because nothing was heard of this one"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,13 +409,14 @@ def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> _Past:
     """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at."""
     storage, run = opening.storage, opening.run
     journal.drop(written_shards(storage, run.id))
-    archive.open(only_this_run=opening.asks_anew)
-    journaled_usd = sum(answer.cost_usd or 0.0 for answer in journal.answers().values())
+    journaled = journal.answers()
+    archive.open(journaled, only_this_run=opening.asks_anew)
+    journaled_usd = sum(answer.cost_usd or 0.0 for answer in journaled.values())
     asked_today = 0
     if opening.config.limits.requests_per_day is not None and opening.shared_quota is None:
         today = datetime.combine(datetime.now(PACIFIC).date(), datetime.min.time(), PACIFIC)
         asked_today = asked_since(storage, today) + sum(
-            answer.attempts for answer in journal.answers().values() if answer.asked_at and answer.asked_at >= today
+            answer.attempts for answer in journaled.values() if answer.asked_at and answer.asked_at >= today
         )
     return _Past(add_up(storage, run.id).cost_usd + journaled_usd, asked_today)
 
@@ -441,8 +432,10 @@ def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: 
     return found
 
 
-def _freeze(storage: Storage, run: Run, config: RunConfig) -> RunConfig:
+def _freeze(storage: Storage, run: Run, config: RunConfig, new: bool) -> RunConfig:
     """Write down what the run is about. Shards stay cut as they were; limits and retries may change on the way."""
+    if new:
+        storage.write(run.key(ANEW), b"")
     if run.is_resumed:
         config = config.model_copy(update={"execution": read_config(storage, run.id).execution})
     storage.write(run.key("config.yaml"), dump_config(config).encode())

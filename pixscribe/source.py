@@ -1,6 +1,6 @@
 """What is to be labelled: the scan of a source, the manifest that fixes it, and its cut into shards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -53,10 +53,12 @@ def require_images(source: SourceConfig) -> None:
         raise _no_images(source)
 
 
-def write_manifest(storage: Storage, key: str, source: SourceConfig, shard_size: int) -> int:
+def write_manifest(
+    storage: Storage, key: str, source: SourceConfig, shard_size: int, check: Callable[[], None] = lambda: None
+) -> int:
     """Scan the source into a Parquet file; returns the number of images. Row groups hold whole shards.
 
-    Raises `ConfigError` if there is none.
+    `check` raises if the run is not ours any more. Raises `ConfigError` if there is no image.
     """
     group_size = shard_size * max(1, ROWS_PER_GROUP // shard_size)
     count = 0
@@ -67,6 +69,7 @@ def write_manifest(storage: Storage, key: str, source: SourceConfig, shard_size:
             count += len(batch)
         if count == 0:
             raise _no_images(source)
+        check()
     return count
 
 

@@ -5,6 +5,7 @@ addressed by key but by its exact, percent-encoded URI.
 """
 
 import builtins
+import configparser
 import fcntl
 import os
 import shutil
@@ -406,8 +407,27 @@ def _arrow_filesystem(region: str, endpoint: str | None) -> pafs.S3FileSystem:
 @lru_cache(maxsize=16)
 def _conditional_store(bucket: str, region: str, endpoint: str | None) -> S3Store:
     options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    if not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")):
+        options |= _profile_credentials()
     is_plain = bool(endpoint and endpoint.startswith("http://"))
     return S3Store(bucket, region=region, client_options={"allow_http": is_plain}, **options)
+
+
+def _profile_credentials() -> dict[str, str]:
+    """Those of the active AWS profile, which Arrow finds by itself and obstore does not."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")  # noqa: PTH111
+    profiles = configparser.RawConfigParser()
+    try:
+        profiles.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    name = os.environ.get("AWS_PROFILE") or "default"
+    values = dict(profiles[name]) if profiles.has_section(name) else {}
+    return {
+        option: values[f"aws_{option}"]
+        for option in ("access_key_id", "secret_access_key", "session_token")
+        if f"aws_{option}" in values
+    }
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,13 +132,13 @@ def write_shard(
 
     `check` raises if the run is not ours any more.
     """
-    check()
     totals = {TOTALS_KEY: rows.totals.to_json()}
-    _write_part(storage, part_key("annotations", run_id, shard), ANNOTATIONS, rows.annotations)
-    _write_part(storage, part_key("responses", run_id, shard), RESPONSES, rows.responses, totals)
-    with io.BytesIO() as part:
-        _write_table(part, IMAGES, rows.images)
-        storage.commit(part_key("images", run_id, shard), part.getvalue(), check)
+    for table, part in (
+        ("annotations", _part(ANNOTATIONS, rows.annotations)),
+        ("responses", _part(RESPONSES, rows.responses, totals)),
+        ("images", _part(IMAGES, rows.images)),
+    ):
+        storage.commit(part_key(table, run_id, shard), part, check)
 
 
 def written_shards(storage: Storage, run_id: str) -> set[str]:
@@ -303,19 +303,12 @@ def _totals(images: Sequence[Row], responses: Sequence[Row], uploads: int) -> To
     )
 
 
-def _write_part(
-    storage: Storage, key: str, schema: pa.Schema, rows: list[Row], extra: Mapping[bytes, bytes] | None = None
-) -> None:
-    with storage.create(key) as file:
-        _write_table(file, schema, rows, extra)
-
-
-def _write_table(
-    file: BinaryIO, schema: pa.Schema, rows: list[Row], extra: Mapping[bytes, bytes] | None = None
-) -> None:
+def _part(schema: pa.Schema, rows: list[Row], extra: Mapping[bytes, bytes] | None = None) -> bytes:
     metadata = {b"pixscribe.schema_version": SCHEMA_VERSION.encode(), **(extra or {})}
     table = pa.Table.from_pydict(dict(_columns(schema, rows)), schema=schema.with_metadata(metadata))
-    pq.write_table(table, file, compression="zstd")
+    with io.BytesIO() as file:
+        pq.write_table(table, file, compression="zstd")
+        return file.getvalue()
 
 
 def _columns(schema: pa.Schema, rows: list[Row]) -> Iterator[tuple[str, list[Any]]]:

@@ -58,6 +58,7 @@ class Uploader:
         self._files = SingleFlight[File]()
         self._in_use = Counter[str]()
         self._making_room = asyncio.Lock()
+        self._rooms_made = 0
 
     async def upload(self, image: PreparedImage, display_name: str, *, patient: bool = True) -> tuple[File, bool]:
         """The image's file, and whether it was uploaded just now.
@@ -129,10 +130,11 @@ class Uploader:
             return await self._upload_under(image, display_name, other, patient)
 
     async def _attempt(self, upload: Upload, image: PreparedImage) -> File:
+        rooms_made = self._rooms_made
         try:
             file = await self._transfer(upload)
         except StorageFull:
-            await self._make_room()
+            await self._make_room(rooms_made)
             file = await self._transfer(upload)
         file = await self._processed(file)
         if file.state == "FAILED":  # under its name nothing else could be uploaded for two days
@@ -154,9 +156,15 @@ class Uploader:
                 file = await self._client.get_file(file.name)
         return file
 
-    async def _make_room(self) -> None:
-        """Delete the oldest of our files that no shard in flight needs. What others need again, they upload again."""
+    async def _make_room(self, rooms_made: int) -> None:
+        """Delete the oldest of our files that no shard in flight needs. What others need again, they upload again.
+
+        Once for all who have found the storage full since `rooms_made` was the number of times.
+        """
         async with self._making_room:
+            if self._rooms_made != rooms_made:
+                return
+            self._rooms_made += 1
             in_use = {name for sha256 in self._in_use for name in (sha256[:40], sha256[-40:])}
             files = [file async for file in self._client.list_files() if is_ours(file) and file.name not in in_use]
             freed_bytes = await delete_files(self._client, files, ROOM_BYTES)
@@ -203,7 +211,7 @@ async def _client(base_url: str, api_key: str) -> AsyncIterator[GeminiClient]:
             yield GeminiClient(transport, base_url=base_url, api_key=api_key, timeout_s=60)
     except PermissionRefused as error:
         raise AuthenticationError(f"GEMINI_API_KEY may not use the Files API ({error})") from error
-    except ApiError as error:
+    except (ApiError, UploadError) as error:
         raise OutageError(f"{base_url}: {error}") from error
 
 

@@ -170,3 +170,13 @@ async def test_a_damaged_part_of_another_run_costs_its_answers_and_not_the_run(
     part.write_bytes(b"PAR1 and then nothing")
     assert (await annotate(make(name="other", source={"uri": str(SAMPLES), "limit": 2}))).is_all_ok
     assert "cannot be read, so its answers are not used" in caplog.text
+
+
+async def test_a_run_that_asks_anew_goes_on_doing_so_after_a_stop(make: MakeConfig, emulator: Emulator):
+    await annotate(make())
+    emulator.books.reset()
+    with pytest.raises(BudgetExhausted):
+        await annotate(make(limits={"budget_usd": 0.12, "concurrency": 4}), new=True)
+    summary = await annotate(make())
+    assert len(emulator.books.answered()) == 2 * CONTENTS == summary.totals.requests
+    assert not list(Path(summary.output).glob("runs/*/anew"))

@@ -146,3 +146,48 @@ async def test_a_probe_that_is_cancelled_leaves_the_turn_to_the_next(breaker: Br
     await asyncio.gather(probe, return_exceptions=True)
     service.error = None
     assert await breaker.call(service.ask) == "answer"
+
+
+async def test_a_500_during_an_outage_ends_it_for_the_service_says_something(breaker: Breaker):
+    service = Service()
+    await breaker.call(service.ask)
+    service.error = DOWN
+    await fail(breaker, service, 9)
+    waiting = asyncio.ensure_future(breaker.call(service.ask))
+    while not breaker.is_open:
+        await asyncio.sleep(0)
+    service.error = ServerUnavailable("500", status=500)
+    with pytest.raises(ServerUnavailable, match="500"):
+        await waiting
+    assert not breaker.is_open
+
+
+async def test_what_waited_for_its_turn_when_the_outage_began_is_not_sent(breaker: Breaker):
+    service, may_go = Service(), asyncio.Event()
+    await breaker.call(service.ask)
+    at_once = most_at_once = 0
+
+    async def wait_and_ask() -> str:
+        nonlocal at_once, most_at_once
+        await may_go.wait()
+        breaker.check()
+        at_once += 1
+        most_at_once = max(most_at_once, at_once)
+        try:
+            return await service.ask()
+        finally:
+            at_once -= 1
+
+    waiting = [asyncio.ensure_future(breaker.call(wait_and_ask)) for _ in range(20)]
+    await asyncio.sleep(0)
+    service.error = DOWN
+    await fail(breaker, service, 9)
+    opening = asyncio.ensure_future(breaker.call(service.ask))
+    while not breaker.is_open:
+        await asyncio.sleep(0)
+    may_go.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert most_at_once == 1  # a probe, and then another
+    service.error = None
+    assert set(await asyncio.gather(*waiting, opening)) == {"answer"}

@@ -442,7 +442,9 @@ async def asking(emulator: Emulator, front: Front, time: Time, **limits: Any) ->
 
 async def ask(asker: Asker, number: int = 0) -> Answer:
     image = ImagePart("image/jpeg", data=(SAMPLES / SCENE).read_bytes())
-    return await asker.ask(make_question("objects", "detect", None, ()), image, f"key-{number}", _no_other_copy)
+    return await asker.ask(
+        make_question("objects", "detect", None, ()), image, f"key-{number}", _no_other_copy, lambda _: None
+    )
 
 
 def outcome_of(answer: Answer) -> Outcome:

@@ -1,14 +1,21 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pixscribe.asking import Answer
 from pixscribe.emulator import Emulator, EmulatorOptions
-from pixscribe.errors import BudgetExhausted, HopelessRun, OutputError
+from pixscribe.errors import AuthenticationError, BudgetExhausted, HopelessRun, OutputError
+from pixscribe.journal import Journal
 from pixscribe.lock import RunLock
+from pixscribe.prices import PRICES
 from pixscribe.run import list_runs
-from pixscribe.storage import open_storage
+from pixscribe.storage import Folder, open_storage
+from pixscribe.types import Usage
 from tests.conftest import SAMPLES, MakeConfig, annotate
 from tests.test_end_to_end import FILES, digests
 
@@ -103,3 +110,48 @@ async def test_a_second_process_at_the_same_run_is_refused(make: MakeConfig):
         await annotate(make())
     lock.release()
     assert (await annotate(make())).run == run["run"]
+
+
+async def test_what_an_answer_of_no_use_cost_is_kept_when_the_run_stops_before_the_next_try(
+    make: MakeConfig, emulator: Emulator
+):
+    config = make(source={"uri": str(SAMPLES), "limit": 1}, prompts=[{"name": "objects", "kind": "detect"}])
+    emulator.script("empty_text", "bad_key")
+    with pytest.raises(AuthenticationError):
+        await annotate(config)
+    assert journal_files(config.output.uri)
+    summary = await annotate(config)
+    [row] = pq.read_table(f"{config.output.uri}/responses").to_pylist()
+    answered = emulator.books.answered()
+    assert (len(answered), row["attempts"]) == (2, 3)
+    assert row["input_tokens"] == sum(question.input_tokens for question in answered)
+    price = PRICES[config.model.name]
+    output_tokens = sum(question.output_tokens for question in answered)
+    assert summary.totals.cost_usd == pytest.approx(price.cost_usd(Usage(row["input_tokens"], output_tokens)))
+
+
+class FullDisk(Folder):
+    """A place that takes nothing for a while."""
+
+    is_full = True
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[BinaryIO]:
+        if self.is_full:
+            raise OutputError("no space left")
+        with super().create(key) as file:
+            yield file
+
+
+async def test_what_could_not_be_written_is_tried_again_at_the_end(tmp_path: Path):
+    storage = FullDisk(str(tmp_path))
+    journal = Journal(storage, "r")
+    journal.add("00000", Answer("ok", "k1", text="first"))
+    with pytest.raises(OutputError):
+        await journal.flush()
+    journal.fail(OutputError("no space left"))
+    with pytest.raises(OutputError):
+        journal.add("00000", Answer("ok", "k2", text="on the wire when the disk was full"))
+    storage.is_full = False
+    await journal.flush()
+    assert set(Journal(storage, "r").answers()) == {"k1", "k2"}

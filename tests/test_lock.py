@@ -15,7 +15,7 @@ import pytest
 
 from pixscribe.errors import LockLost, OutputError
 from pixscribe.lock import LIFE_S, Owner, RunLock
-from pixscribe.storage import Storage, open_storage
+from pixscribe.storage import Folder, Storage, open_storage
 
 HOLD = """
 import sys, time
@@ -177,3 +177,43 @@ def test_a_commit_to_a_bucket_never_replaces_the_part_of_whoever_has_taken_over(
     with pytest.raises(LockLost):
         storage.commit("a.parquet", b"of the sleeper", check)
     assert storage.read("a.parquet") == b"of the successor"
+
+
+class Forgetful(Folder):
+    """A place that does what it is told, and then loses the answer."""
+
+    def swap(self, key: str, old: bytes | None, new: bytes) -> bool:
+        super().swap(key, old, new)
+        raise OutputError("the connection broke")
+
+
+def test_a_heartbeat_whose_answer_got_lost_is_no_takeover(tmp_path: Path):
+    lock = RunLock(open_storage(str(tmp_path)), KEY)
+    lock.acquire()
+    steady, lock.storage = lock.storage, Forgetful(str(tmp_path))
+    with pytest.raises(OutputError, match="the connection broke"):
+        lock.beat()
+    lock.storage = steady
+    lock.beat()
+    lock.release()
+    assert not steady.exists(KEY)
+
+
+def test_whoever_has_let_go_commits_nothing_and_does_not_take_the_lock_again(place: Storage):
+    lock = RunLock(place, KEY)
+    lock.acquire()
+    lock.release()
+    with pytest.raises(LockLost):
+        place.commit("images/run=r/shard-00000.parquet", b"late", lock.check)
+    with pytest.raises(LockLost):
+        lock.beat()
+    assert not place.exists(KEY)
+
+
+def test_a_held_lock_beats_by_itself_whatever_its_owner_does(place: Storage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pixscribe.lock.LIFE_S", 1.0)
+    with RunLock(place, KEY).held():
+        time.sleep(1.5)  # longer than its life, and nothing else is done
+        with pytest.raises(OutputError, match="another process is at work"):
+            RunLock(place, KEY).acquire()
+    RunLock(place, KEY).acquire()
