@@ -20,7 +20,7 @@ from flows.live import ProgressDisplay
 from flows.prefect_server import prefect_api
 from pixscribe.config import RunConfig
 from pixscribe.errors import RunError
-from pixscribe.run import RunSummary, Session, check_before
+from pixscribe.run import RunSummary, Session, check_before, open_sessions
 
 
 class Interrupted(RunError):
@@ -83,6 +83,8 @@ class FlowThread:
             os._exit(128 + signal_number)
         self.signal_number = signal_number
         say("stopping; once more to stop now")
+        for session in open_sessions():
+            session.labeller.send_no_more()  # at once: Prefect takes its time to cancel
         if self._loop and self._task:
             self._loop.call_soon_threadsafe(self._task.cancel)
 

@@ -173,6 +173,10 @@ class Labeller:
         self.uploader.let_go(work.uploaded)
         await self.journal.forget(shard.name)
 
+    def send_no_more(self) -> None:
+        """Let what is on the wire come in, and nothing else go out. May be called from any thread."""
+        self.asker.stopped_by = self.asker.stopped_by or asyncio.CancelledError()
+
     def give_up(self, error: RunError) -> None:
         """Send nothing more, and let the next answer that comes in end the run with this error."""
         self.asker.stopped_by = error
@@ -180,7 +184,7 @@ class Labeller:
 
     async def finish(self) -> None:
         """Wait a moment for answers that will be billed, give up the other questions, and write the journal."""
-        self.asker.stopped_by = self.asker.stopped_by or asyncio.CancelledError()
+        self.send_no_more()
         sent = [task for task in self._asking if task in self.asker.on_wire]
         for task in self._asking - set(sent):
             task.cancel()
