@@ -41,9 +41,9 @@ ConfigPath = Annotated[Path, Parameter(help="A YAML file; `pixscribe schema` des
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    _replace_closed_streams()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
     except cyclopts.CycloptsError as error:
         code = _refuse(f"{error}; see pixscribe --help")
     except RunError as error:
@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _refuse(f"unexpected {type(error).__name__}: {error}; -v shows where".replace("\n", " "), 3)
     except KeyboardInterrupt:
         code = _refuse("interrupted", 130)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -244,6 +248,13 @@ def _checked_origin(base_url: str) -> str:
     if not base_url.startswith(("http://", "https://")) or not urlsplit(base_url).netloc:
         raise ConfigError(f"--base-url: {base_url!r}: should be an http(s) URL")
     return base_url
+
+
+def _replace_closed_streams() -> None:
+    """Python has no stream at all where the shell has closed one (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (open as long as the process lives)
 
 
 def _leave_stdout() -> None:

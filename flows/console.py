@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
 STORAGE_BYTES = 20 * 1024**3
 """What the Files API holds for a project."""
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-stdout = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """rich's, which would end the process when a reader has gone, whatever it is doing."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+stderr = _Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = _Console(highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """One line on stderr about what is going on."""
-    stderr.print(message, markup=False, emoji=False)
+    with suppress(OSError):  # whoever listened has gone; the run goes on without
+        stderr.print(message, markup=False, emoji=False)
 
 
 def print_summary(summary: "RunSummary", base_url: str, to: Console) -> None:

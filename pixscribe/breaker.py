@@ -6,9 +6,10 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pixscribe.clock import Clock, Sleep
+from pixscribe.config import RetryConfig
 from pixscribe.errors import ApiError, OutageError, ServerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -31,10 +32,12 @@ class Breaker:
     fails `probes_without_answer` probes too: then it is the address that is wrong, or the network.
     """
 
+    MOST_FAILURES: ClassVar[int] = 10
+
     what: str
     max_wait_s: float = 60.0
     max_outage_s: float = 7200.0
-    failures_to_open: int = 10
+    failures_to_open: int = MOST_FAILURES
     probes_without_answer: int = 5
     clock: Clock = time.monotonic
     sleep: Sleep = asyncio.sleep
@@ -48,6 +51,13 @@ class Breaker:
     _prober: asyncio.Task[object] | None = None
     _given_up: OutageError | None = None
     _turnstile: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    def from_config(cls, what: str, retry: RetryConfig) -> "Breaker":
+        """The breaker that a config describes: open before two images that are tried in turn have lost their last try,
+        and never because of one alone."""
+        failures = min(cls.MOST_FAILURES, max(3, 2 * (retry.max_attempts - 1)))
+        return cls(what, max_wait_s=retry.max_wait_s, max_outage_s=retry.max_outage_s, failures_to_open=failures)
 
     async def call(self, attempt: Callable[[], Awaitable[T]], *, patient: bool = True) -> T:
         """Await `attempt()` when it may be made; during an outage, until it is answered or raises something else.

@@ -56,7 +56,7 @@ from pixscribe.prompts import Question, make_question
 from pixscribe.retry import RetryPolicy
 from pixscribe.source import Shard, count_manifest, cut_shards, require_images, write_manifest
 from pixscribe.storage import Storage, open_storage
-from pixscribe.tables import read_totals, written_shards
+from pixscribe.tables import check_parts, read_totals, written_shards
 from pixscribe.uploads import Uploader
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,9 @@ def describe_run(output_uri: str, run_id: str) -> dict[str, Any]:
         return _describe_unfinished(storage, run_id)
     except (OSError, orjson.JSONDecodeError) as error:
         raise OutputError(f"{storage.uri_of(f'runs/{run_id}/run.json')}: cannot be read: {error}") from error
-    return dict(summary)
+    if not isinstance(summary, dict) or not {"run", "status", "totals"} <= summary.keys():
+        raise OutputError(f"{storage.uri_of(f'runs/{run_id}/run.json')}: is no account of a run")
+    return summary
 
 
 def _describe_or_say(output_uri: str, run_id: str) -> dict[str, Any]:
@@ -346,8 +348,7 @@ async def _open_session(opening: _Opening) -> Session:
     )
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
     answering, uploading = (
-        Breaker(what, max_wait_s=config.retry.max_wait_s, max_outage_s=config.retry.max_outage_s)
-        for what in (f"{opening.base_url}: the model", f"{opening.base_url}: the Files API")
+        Breaker.from_config(f"{opening.base_url}: {what}", config.retry) for what in ("the model", "the Files API")
     )
     labeller = Labeller(
         run_id=run.id,
@@ -408,6 +409,7 @@ class _Past:
 def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> _Past:
     """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at."""
     storage, run = opening.storage, opening.run
+    check_parts(storage, run.id)
     journal.drop(written_shards(storage, run.id))
     journaled = journal.answers()
     archive.open(journaled, only_this_run=opening.asks_anew)

@@ -224,11 +224,17 @@ class Bucket(Storage):
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
         # Arrow completes an upload even when it is dropped half-way, so nothing is sent before all of it is there
-        with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as spooled:
-            yield cast(BinaryIO, spooled)
-            spooled.seek(0)
-            with _translated(self.uri_of(key), "written"), _s3(self.root).open_output_stream(self._path(key)) as stream:
-                shutil.copyfileobj(spooled, stream, SPOOLED_BYTES)
+        try:
+            with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as spooled:
+                yield cast(BinaryIO, spooled)
+                spooled.seek(0)
+                with (
+                    _translated(self.uri_of(key), "written"),
+                    _s3(self.root).open_output_stream(self._path(key)) as stream,
+                ):
+                    shutil.copyfileobj(spooled, stream, SPOOLED_BYTES)
+        except FileNotFoundError as error:
+            raise OutputError(f"{self.uri_of(key)}: cannot be written: {error}") from error
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:

@@ -158,6 +158,18 @@ def read_totals(storage: Storage, run_id: str, part: str) -> Totals:
         raise OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}") from error
 
 
+def check_parts(storage: Storage, run_id: str) -> None:
+    """Raise `OutputError` if a part of a committed shard cannot be read: whoever goes on would leave a broken table."""
+    for part in storage.list(f"images/run={run_id}"):
+        for table in ("images", "annotations", "responses") if part.endswith(".parquet") else ():
+            key = f"{table}/run={run_id}/{part}"
+            try:
+                with storage.open(key) as file:
+                    pq.read_metadata(file)
+            except (OSError, pa.ArrowException) as error:
+                raise OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}") from error
+
+
 def part_key(table: str, run_id: str, shard: Shard) -> str:
     """Where a part lies below the output."""
     return f"{table}/run={run_id}/shard-{shard.name}.parquet"

@@ -71,12 +71,13 @@ async def test_p2_a_run_killed_in_the_middle_of_commits_ends_as_if_undisturbed(m
         config = make(model={"base_url": emulator.url}, prompts=DETECT, execution=tiny, limits={"concurrency": 4})
         output, path = Path(config.output.uri), write_yaml(tmp_path / "config.yaml", config)
         left = list[str]()
-        for _ in range(4):
+        for _ in range(3):
             before = set(commits_in_progress(output))
             with start(path) as process:
                 deadline_s = time.monotonic() + LIMIT_S
                 while process.poll() is None and not set(commits_in_progress(output)) - before:
                     assert time.monotonic() < deadline_s
+                    time.sleep(0.0003)  # the emulator is a thread of this process
                 process.kill()
             left += commits_in_progress(output)
             for table in TABLES:
@@ -103,7 +104,7 @@ async def test_p2_a_run_killed_in_a_bucket_shows_whole_parts_only_and_is_resumed
             output={"uri": "s3://tables/killed"},
         )
         path = write_yaml(tmp_path / "config.yaml", config)
-        for _ in range(3):
+        for _ in range(2):
             asked = len(emulator.books.questions)
             with start(path) as process:
                 wait_until(lambda asked=asked: len(emulator.books.questions) >= asked + 3)  # type: ignore[misc]
@@ -111,7 +112,7 @@ async def test_p2_a_run_killed_in_a_bucket_shows_whole_parts_only_and_is_resumed
                 process.kill()
             waits.append(process.returncode)
             check_bucket(bucket, "tables/killed")
-        assert waits == [-signal.SIGKILL] * 3
+        assert waits == [-signal.SIGKILL] * 2
         assert finish(start(path))[0] == 0
     for table in ("images", "annotations"):
         there = pq.read_table(f"tables/killed/{table}", filesystem=bucket)
@@ -226,13 +227,16 @@ async def test_p6_a_cut_part_of_a_run_that_is_taken_up_is_not_passed_over(
     part = parts(config, table)[0]
     part.write_bytes(part.read_bytes()[:40])
     emulator.books.reset()
+    refusal = None
     try:
         await annotate(config, run_id="r")
-    except OutputError as refused:
-        assert part.name in str(refused)
-        assert emulator.books.questions == []
+    except OutputError as error:
+        refusal = str(error)
+    if refusal is None:
+        check_output(config, "r")  # it was made anew
     else:
-        check_output(config, "r")  # else it must have been made anew
+        assert part.name in refusal
+        assert emulator.books.questions == []
 
 
 async def test_p6_a_cut_config_of_an_unfinished_run_costs_none_of_its_answers(
@@ -355,11 +359,12 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "streams",
     [
-        pytest.param("> /dev/full", id="stdout-full"),
-        pytest.param(">&-", id="stdout-closed"),
-        pytest.param("2> /dev/full", id="stderr-full"),
+        pytest.param("--json > /dev/full", id="stdout-full"),
+        pytest.param("--json >&-", id="stdout-closed"),
+        pytest.param("> >(true)", id="stdout-broken"),
+        pytest.param("--json 2> /dev/full", id="stderr-full"),
         # a reader that takes one line and leaves
-        pytest.param("2> >(head -n 1 > /dev/null)", id="stderr-broken"),
+        pytest.param("--json 2> >(head -n 1 > /dev/null)", id="stderr-broken"),
     ],
 )
 def test_p13_a_run_is_completed_and_says_so_by_its_code_whoever_listens(
@@ -368,7 +373,7 @@ def test_p13_a_run_is_completed_and_says_so_by_its_code_whoever_listens(
     with Emulator() as emulator:
         config = make(model={"base_url": emulator.url}, source={"uri": str(SAMPLES), "limit": 4}, prompts=DETECT)
         path = write_yaml(tmp_path / "config.yaml", config)
-        line = f"exec {PIXSCRIBE} run {path} --run-id r --json {streams}"
+        line = f"exec {PIXSCRIBE} run {path} --run-id r {streams}"
         with subprocess.Popen(
             ["bash", "-c", line], cwd=ROOT, env={**os.environ, "PREFECT_HOME": str(prefect_home)}
         ) as process:
