@@ -428,7 +428,11 @@ FAULTS = (
     Fault(
         "P2",
         "SIGKILL inside the Parquet write or the commit",
-        ("test_faults_process::test_p2_what_a_kill_leaves_of_a_commit_hides_nothing_and_is_replaced",),
+        (
+            "test_faults_machine::test_p2_a_run_killed_in_the_middle_of_commits_ends_as_if_undisturbed",
+            "test_faults_machine::test_p2_a_run_killed_in_a_bucket_shows_whole_parts_only_and_is_resumed",
+            "test_faults_process::test_p2_what_a_kill_leaves_of_a_commit_hides_nothing_and_is_replaced",
+        ),
     ),
     Fault(
         "P3",
@@ -436,54 +440,56 @@ FAULTS = (
         (
             "test_faults_process::test_p3_a_second_interrupt_ends_a_run_at_once",
             "test_cli::test_an_interrupted_run_says_how_to_go_on_and_leaves_no_process",
-            "test_faults_machine::test_p2_a_run_killed_in_the_middle_of_commits_ends_as_if_undisturbed",
-            "test_faults_machine::test_p2_a_run_killed_in_a_bucket_shows_whole_parts_only_and_is_resumed",
         ),
     ),
     Fault(
         "P4",
         "memory limit",
-        ("test_memory::test_a_large_image_times_the_concurrency_does_not_multiply",),
+        (
+            "test_faults_machine::test_p4_an_image_that_needs_more_memory_than_there_is_is_a_row",
+            "test_memory::test_a_large_image_times_the_concurrency_does_not_multiply",
+        ),
     ),
     Fault(
         "P5",
         "output disk full (ENOSPC)",
-        ("test_faults_process::test_p5_a_full_disk_ends_a_run_which_goes_on_when_there_is_room",),
+        (
+            "test_faults_machine::test_p5_a_disk_that_gets_full_in_mid_run_leaves_whole_parts_and_the_run_goes_on_later",
+            "test_faults_process::test_p5_a_full_disk_ends_a_run_which_goes_on_when_there_is_room",
+        ),
     ),
     Fault(
         "P6",
         "state or checkpoint file corrupt, cut, of a newer version",
         (
+            "test_faults_machine::test_p6_a_cut_part_of_a_run_that_is_taken_up_is_not_passed_over",
+            "test_faults_machine::test_p6_a_cut_config_of_an_unfinished_run_costs_none_of_its_answers",
+            "test_faults_machine::test_p6_a_damaged_run_json_hides_no_other_run_and_costs_nothing",
             "test_faults_process::test_p6_a_state_that_is_damaged_is_said_and_nothing_is_paid_again",
             "test_journal::test_a_damaged_journal_is_refused_and_not_ignored",
             "test_journal::test_a_journal_of_another_version_is_refused",
             "test_archive::test_a_damaged_part_of_another_run_costs_its_answers_and_not_the_run",
-            "test_faults_machine::test_p4_an_image_that_needs_more_memory_than_there_is_is_a_row",
-            "test_faults_machine::test_p5_a_disk_that_gets_full_in_mid_run_leaves_whole_parts_and_the_run_goes_on_later",
-            "test_faults_machine::test_p6_a_cut_part_of_a_run_that_is_taken_up_is_not_passed_over",
-            "test_faults_machine::test_p6_a_cut_config_of_an_unfinished_run_costs_none_of_its_answers",
-            "test_faults_machine::test_p6_a_damaged_run_json_hides_no_other_run_and_costs_nothing",
         ),
     ),
     Fault(
         "P7",
         "output bucket unwritable / missing / read-only; prefix exists with foreign files",
         (
+            "test_faults_machine::test_p7_a_read_only_output_is_one_sentence_before_anything_is_paid",
+            "test_faults_machine::test_p7_a_bucket_that_is_not_there_is_found_out_before_anything_is_paid",
             "test_faults_process::test_p7_an_output_that_cannot_be_written_is_refused_before_anything_is_paid",
             "test_faults_process::test_p7_foreign_files_beside_the_tables_disturb_nothing",
             "test_faults_process::test_p7_a_bucket_that_goes_away_ends_the_run_with_one_sentence",
             "test_buckets::test_a_bucket_that_is_not_there_is_one_sentence",
-            "test_faults_machine::test_p7_a_read_only_output_is_one_sentence_before_anything_is_paid",
-            "test_faults_machine::test_p7_a_bucket_that_is_not_there_is_found_out_before_anything_is_paid",
         ),
     ),
     Fault(
         "P8",
         "two runs of the same config at once",
         (
+            "test_faults_machine::test_p8_two_processes_in_one_bucket_leave_each_row_once",
             "test_faults_process::test_p8_two_processes_of_one_config_do_not_work_at_once",
             "test_lock::test_only_one_of_two_takes_over",
-            "test_faults_machine::test_p8_two_processes_in_one_bucket_leave_each_row_once",
         ),
     ),
     Fault(
@@ -512,27 +518,30 @@ FAULTS = (
         "P12",
         "read-only or missing HOME / PREFECT_HOME / TMPDIR; no Prefect server reachable",
         (
-            "test_faults_process::test_p12_a_home_that_is_not_there_does_not_matter_to_a_run",
-            "test_prefect_server::test_a_home_that_cannot_be_written_is_named",
             "test_faults_machine::test_p12_a_home_that_cannot_be_made_is_one_sentence_before_any_work",
             "test_faults_machine::test_p12_a_bucket_needs_no_folder_for_temporary_files",
             "test_faults_machine::test_p12_a_part_that_finds_no_folder_for_its_temporary_file_is_one_sentence",
+            "test_faults_process::test_p12_a_home_that_is_not_there_does_not_matter_to_a_run",
+            "test_prefect_server::test_a_home_that_cannot_be_written_is_named",
         ),
     ),
     Fault(
         "P13",
         "stdout closed (broken pipe), log disk full",
         (
-            "test_faults_process::test_p13_nobody_reads_what_a_run_says",
-            "test_cli::test_closing_our_output_early_is_no_traceback",
             "test_faults_machine::test_p13_a_run_is_completed_and_says_so_by_its_code_whoever_listens",
             "test_faults_machine::test_p13_a_refusal_that_nobody_can_read_keeps_its_exit_code",
+            "test_faults_process::test_p13_nobody_reads_what_a_run_says",
+            "test_cli::test_closing_our_output_early_is_no_traceback",
         ),
     ),
     Fault(
         "P14",
         "one worker task raises BaseException / hangs",
-        ("test_faults_process::test_p14_an_answer_that_never_comes_holds_nobody_else_up",),
+        (
+            "test_faults_machine::test_p14_an_answer_that_never_comes_ends_as_a_row_at_its_limit",
+            "test_faults_process::test_p14_an_answer_that_never_comes_holds_nobody_else_up",
+        ),
         note="an exception that nobody foresaw cannot be provoked from outside; what is tested is the task that hangs",
     ),
     Fault(
@@ -541,7 +550,6 @@ FAULTS = (
         (
             "test_faults_data::test_d01_an_image_deleted_after_the_scan_is_a_row_and_the_rest_goes_on",
             "test_faults_data::test_d01_a_key_deleted_after_the_scan_is_a_row_too",
-            "test_faults_machine::test_p14_an_answer_that_never_comes_ends_as_a_row_at_its_limit",
         ),
     ),
     Fault(
