@@ -409,6 +409,8 @@ class _Past:
 def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> _Past:
     """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at."""
     storage, run = opening.storage, opening.run
+    for folder in (*(f"{table}/run={run.id}" for table in TABLES), run.key("journal")):
+        storage.sweep(folder)
     check_parts(storage, run.id)
     journal.drop(written_shards(storage, run.id))
     journaled = journal.answers()

@@ -83,6 +83,9 @@ class Storage(ABC):
     def commit(self, key: str, data: bytes, check: Callable[[], None]) -> None:
         """Write `key` whole after `check` has passed, so that nobody who fails the check later can have written it."""
 
+    def sweep(self, folder: str) -> None:  # noqa: B027 (a bucket shows nothing of a write that was broken off)
+        """Remove what killed processes left of their writes directly below `folder`, while nobody else writes there."""
+
     def tidy(self, folder: str) -> None:  # noqa: B027 (most places have no folders to remove)
         """Remove `folder` if nothing is left in it, where there are folders."""
 
@@ -187,6 +190,11 @@ class Folder(Storage):
             file.write(data)
             # the last step before the file gets its name
             check()
+
+    def sweep(self, folder: str) -> None:
+        for left_over in (self.root / folder).glob(".*.tmp"):
+            with suppress(OSError):
+                left_over.unlink()
 
     def tidy(self, folder: str) -> None:
         with suppress(OSError):

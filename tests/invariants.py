@@ -57,9 +57,7 @@ def check_files(output: Path) -> None:
                 pq.read_metadata(path)
     for table in TABLES:
         for path in (output / table).rglob("*"):
-            # what a kill left of a write has a name that no reader takes for a part
-            is_left_over = path.name.startswith(".") and path.name.endswith(".tmp")
-            assert path.is_dir() or path.name.startswith("shard-") or is_left_over, path
+            assert path.is_dir() or path.name.startswith("shard-"), path
 
 
 async def check_rerun_is_free(config: RunConfig, emulator: Emulator) -> None:
