@@ -66,8 +66,7 @@ class Uploader:
         Raises `UploadError`, `StorageFull` if there is no room and nothing of ours to delete, and, if impatient,
         `OutageError`.
         """
-        make = self._upload_impatiently if not patient else self._upload
-        return await self._files.once(image.sent_sha256, lambda: make(image, display_name))
+        return await self._files.once(image.sent_sha256, lambda: self._upload(image, display_name, patient))
 
     async def upload_again(self, image: PreparedImage, display_name: str, gone: File) -> File:
         """The image's file, after `gone` turned out to be deleted or expired; once for all who find that out."""
@@ -89,10 +88,7 @@ class Uploader:
                 del self._in_use[sent_sha256]
                 self._files.forget(sent_sha256)
 
-    async def _upload_impatiently(self, image: PreparedImage, display_name: str) -> File:
-        return await self._upload(image, display_name, patient=False)
-
-    async def _upload(self, image: PreparedImage, display_name: str, patient: bool = True) -> File:
+    async def _upload(self, image: PreparedImage, display_name: str, patient: bool) -> File:
         try:
             if self._looks_first and (found := await self._find(image)):
                 return found

@@ -538,10 +538,7 @@ FAULTS = (
     Fault(
         "P14",
         "one worker task raises BaseException / hangs",
-        (
-            "test_faults_machine::test_p14_an_answer_that_never_comes_ends_as_a_row_at_its_limit",
-            "test_faults_process::test_p14_an_answer_that_never_comes_holds_nobody_else_up",
-        ),
+        ("test_faults_machine::test_p14_an_answer_that_never_comes_ends_as_a_row_at_its_limit",),
         note="an exception that nobody foresaw cannot be provoked from outside; what is tested is the task that hangs",
     ),
     Fault(

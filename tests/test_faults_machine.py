@@ -403,6 +403,7 @@ async def test_p14_an_answer_that_never_comes_ends_as_a_row_at_its_limit(make: M
     summary = await annotate(config)
     [failed] = [row for row in pq.read_table(f"{config.output.uri}/responses").to_pylist() if row["status"] == "failed"]
     assert (failed["error_code"], failed["attempts"]) == ("timeout", 2)
+    assert summary.totals.images_ok == 4
     assert 2.0 <= summary.elapsed_s < 4.0
     begun_s = emulator.books.questions[0].at_s
     # the others did not wait for it, not even for its first attempt

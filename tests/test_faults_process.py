@@ -326,18 +326,3 @@ def test_p13_nobody_reads_what_a_run_says(config: RunConfig, path: Path):
         process.wait(LIMIT_S)
     assert describe_run(config.output.uri, "r")["status"] == "complete"
     check_output(config, "r")
-
-
-async def test_p14_an_answer_that_never_comes_holds_nobody_else_up(make: MakeConfig, emulator: Emulator):
-    emulator.script("timeout", "ok", "ok", "ok", "ok", "timeout")
-    config = make(
-        source={"uri": str(SAMPLES), "limit": 5},
-        prompts=DETECT,
-        limits={"concurrency": 8},
-        retry={"timeout_s": 1.0, "max_attempts": 2},
-    )
-    summary = await annotate(config)
-    [failed] = [row for row in pq.read_table(f"{config.output.uri}/responses").to_pylist() if row["status"] == "failed"]
-    assert (failed["error_code"], failed["attempts"]) == ("timeout", 2)
-    assert summary.totals.images_ok == 4
-    check_output(config, summary.run)
