@@ -57,9 +57,11 @@ class ProgressDisplay:
             self._bar.update(self._task, description="labelling")
 
     def _print_new_lines(self, tally: Tally) -> None:
-        for line in tally.shards_written[self._lines_shown :]:
-            self._lines_shown += 1
-            say(f"shard {self._lines_shown} of {tally.shards_total}: {line}")
+        done = tally.shards_done
+        lines = list(tally.last_shards)[-(done - self._lines_shown) :] if done > self._lines_shown else []
+        for number, line in enumerate(lines, done - len(lines) + 1):
+            say(f"shard {number} of {tally.shards_total}: {line}")
+        self._lines_shown = done
 
 
 def _make_bar() -> Progress:

@@ -21,17 +21,15 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def map_in_window(function: Callable[[T], Awaitable[R]], items: Iterable[T], *, size: int) -> list[R]:
-    """Await `function(item)` for each item, in order of starting, `size` at a time; errors as in `gather_or_cancel`."""
-    remaining = iter(enumerate(items))
-    results: dict[int, R] = {}
+async def each_in_window(function: Callable[[T], Awaitable[object]], items: Iterable[T], *, size: int) -> None:
+    """Await `function(item)` for each item, `size` at a time, in their order; errors as in `gather_or_cancel`."""
+    remaining = iter(items)
 
     async def work() -> None:
-        for index, item in remaining:
-            results[index] = await function(item)
+        for item in remaining:
+            await function(item)
 
     await gather_or_cancel(work() for _ in range(size))
-    return [results[index] for index in range(len(results))]
 
 
 class SingleFlight(Generic[T]):
@@ -95,13 +93,13 @@ class Capacity:
         self._admit()
 
     @asynccontextmanager
-    async def hold(self, weight: int) -> AsyncIterator[None]:
-        """`acquire` and `release` around a block."""
-        held = await self.acquire(weight)
+    async def hold(self, weight: int) -> AsyncIterator["Held"]:
+        """`acquire` and `release` around a block, in which it may be released early."""
+        held = Held(self, await self.acquire(weight))
         try:
-            yield
+            yield held
         finally:
-            self.release(held)
+            held.release()
 
     def _admit(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._free:
@@ -117,3 +115,17 @@ class Capacity:
             with suppress(ValueError):
                 self._waiting.remove((weight, turn))
             self._admit()
+
+
+class Held:
+    """A part of a `Capacity`, to be released once."""
+
+    def __init__(self, capacity: Capacity, weight: int) -> None:
+        self._capacity = capacity
+        self._weight = weight
+
+    def release(self) -> None:
+        """Give it back; the second time does nothing."""
+        weight, self._weight = self._weight, 0
+        if weight:
+            self._capacity.release(weight)

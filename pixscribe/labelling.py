@@ -1,7 +1,7 @@
 """The work on one shard: make its images ready, ask each question about them, write what came of it.
 
-The stages run at the same time: a question is asked as soon as its image is ready, and the bytes of an image are let go
-as soon as no stage needs them. Everything here runs on the engine's loop.
+Each image goes its own way: it is read, uploaded, asked about, and let go. So many are on their way at a time that the
+connections are never idle, whichever shard they belong to. Everything here runs on the engine's loop.
 """
 
 import asyncio
@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 HELD_BYTES = 512 * 1024 * 1024
 """Image bytes in memory at a time, over all shards in flight."""
+LEAST_IMAGES = 64
+"""On their way at a time, of all shards together; more if there may be more than half as many requests in flight."""
 DECODED_PIXELS = 100_000_000
 """Pixels being decoded or encoded at a time, four bytes each and a copy: about 800 MB. A larger image goes alone."""
 INLINE_LIMIT_BYTES = 14 * 1024 * 1024
@@ -89,26 +91,16 @@ class ReadyImage:
 
 @dataclass(slots=True)
 class ShardWork:
-    """What one shard has come to, between its stages."""
+    """What one shard has come to so far."""
 
     shard: str
     refs: list[ImageRef]
-    ready: list[asyncio.Future[ReadyImage | ImageError]]
-    answers: list[dict[str, Answer]]
-    held_bytes: list[int]
+    labelled: list[Labelled | None]
     uploaded: list[str] = field(default_factory=list)
     """The sha256 of what was sent of each image whose file this shard holds on to."""
     asked: set[str] = field(default_factory=set)
     """Request keys, to be forgotten when the shard is committed."""
     uploads: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StageTally:
-    """What a stage of a shard did, for people: how many images went well and how many did not."""
-
-    images: int
-    failed: int
 
 
 @dataclass(slots=True)
@@ -126,48 +118,36 @@ class Labeller:
     archive: Archive
     lock: RunLock
     tally: Tally
-    _works: SingleFlight[ShardWork] = field(default_factory=SingleFlight)
     _asked: SingleFlight[Answer] = field(default_factory=SingleFlight)
     _asking: set[asyncio.Task[Answer]] = field(default_factory=set)
     _bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
+    _places: Capacity = field(init=False)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
     # as many as can run at a time: each thread keeps the memory of the largest image that it has decoded
     _decoders: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(os.cpu_count() or 1, "pixscribe-decode")
     )
 
-    async def make_ready(self, shard: Shard) -> StageTally:
-        """Stage one: read, check, turn upright and upload every image of the shard, or find out why not."""
-        work = await self._work(shard)
-        await gather_or_cancel(self._make_one_ready(work, index) for index in range(len(work.refs)))
-        failed = sum(isinstance(each.result(), ImageError) for each in work.ready)
-        return StageTally(len(work.refs), failed)
+    def __post_init__(self) -> None:
+        self._places = Capacity(max(LEAST_IMAGES, 2 * self.config.limits.concurrency))
 
-    async def ask(self, shard: Shard, question_name: str) -> StageTally:
-        """Stage two, once per question: ask it about every image of the shard as that gets ready."""
-        work = await self._work(shard)
-        question = next(each for each in self.questions if each.name == question_name)
-        await gather_or_cancel(self._ask_about_one(work, index, question) for index in range(len(work.refs)))
-        failed = sum(answers[question_name].status == "failed" for answers in work.answers)
-        return StageTally(len(work.refs), failed)
-
-    async def write(self, shard: Shard) -> Totals:
-        """Stage three: commit the shard's rows. Raises `HopelessRun` instead if all its images failed in one way."""
-        work = await self._work(shard)
-        labelled = [_labelled(work, index) for index in range(len(work.refs))]
-        rows = await self._in_thread(make_rows, labelled, self.questions, work.uploads)
+    async def label(self, shard: Shard) -> Totals:
+        """Label the images of a shard and commit its rows. Raises `HopelessRun` if all its images failed in one way."""
+        refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
+        work = ShardWork(shard.name, refs, [None] * len(refs))
+        await gather_or_cancel(self._label_one(work, index) for index in range(len(refs)))
+        rows = await self._in_thread(make_rows, [each for each in work.labelled if each], self.questions, work.uploads)
         _check_hope(rows, self.questions)
         await self._in_thread(write_shard, self.storage, self.run_id, shard, rows, self.lock.check)
         await self._forget(shard, work)
-        self.tally.shards_written.append(rows.totals.describe())
+        self.tally.count_shard(rows.totals)
         logger.info("shard %s: %s", shard.name, rows.totals.describe())
         return rows.totals
 
     async def _forget(self, shard: Shard, work: ShardWork) -> None:
         """What is committed is found in the tables from now on; memory must not grow with the run."""
         await self._in_thread(self.archive.settle, part_key("responses", self.run_id, shard), work.asked)
-        self._works.forget(shard.name)
         for request_key in work.asked:
             self._asked.forget(request_key)
         self.uploader.let_go(work.uploaded)
@@ -197,35 +177,35 @@ class Labeller:
             threads.shutdown(wait=False, cancel_futures=True)
         await self.journal.flush()
 
-    async def _work(self, shard: Shard) -> ShardWork:
-        work, _ = await self._works.once(shard.name, lambda: self._open_work(shard))
-        return work
-
-    async def _open_work(self, shard: Shard) -> ShardWork:
-        refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
-        loop = asyncio.get_running_loop()
-        ready: list[asyncio.Future[ReadyImage | ImageError]] = [loop.create_future() for _ in refs]
-        return ShardWork(shard.name, refs, ready, [{} for _ in refs], [0] * len(refs))
-
-    async def _make_one_ready(self, work: ShardWork, index: int) -> None:
+    async def _label_one(self, work: ShardWork, index: int) -> None:
+        """All the way of one image."""
         ref = work.refs[index]
-        work.held_bytes[index] = await self._bytes.acquire(ref.size_bytes or 0)
-        try:
+        async with self._places.hold(1):
+            try:
+                labelled = await self._read_and_ask(work, ref)
+            except ImageError as error:
+                labelled = Labelled(ref, None, {question.name: unasked(error) for question in self.questions})
+        work.labelled[index] = labelled
+        self._count_image(labelled)
+
+    async def _read_and_ask(self, work: ShardWork, ref: ImageRef) -> Labelled:
+        """The bytes are held until they are uploaded; without an upload, until all questions are answered."""
+        async with self._bytes.hold(ref.size_bytes or 0) as held:
             ready = await self._get_ready(work, ref)
-        except ImageError as error:
-            self._let_go(work, index)
-            work.ready[index].set_result(error)
-            return
-        if ready.file is not None or len(ready.known) == len(self.questions):
-            ready = replace(ready, image=replace(ready.image, data=b""))
-            self._let_go(work, index)
-        work.ready[index].set_result(ready)
+            if not ready.image.data:
+                held.release()
+            answers = await self._answers(work, ref, ready)
+        return Labelled(ref, replace(ready.image, data=b""), answers)
+
+    async def _answers(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> dict[str, Answer]:
+        answers = await gather_or_cancel(self._answer(work, ref, ready, question) for question in self.questions)
+        return {question.name: answer for question, answer in zip(self.questions, answers, strict=True)}
 
     async def _get_ready(self, work: ShardWork, ref: ImageRef) -> ReadyImage:
         image = await self._prepare(ref)
         known = await self._recall(image)
         if len(known) == len(self.questions):
-            return ReadyImage(image, known=known)
+            return ReadyImage(replace(image, data=b""), known=known)
         return replace(await self._transport(work, ref, image), known=known)
 
     async def _recall(self, image: PreparedImage) -> dict[str, Answer]:
@@ -275,7 +255,7 @@ class Labeller:
             logger.debug("%s is sent inside its questions: %s", ref.file_name, error)
             return ReadyImage(image)
         work.uploads += uploaded
-        return ReadyImage(image, file)
+        return ReadyImage(replace(image, data=b""), file)
 
     def _travels_inline(self, image: PreparedImage) -> bool:
         size_bytes, transport = len(image.data), self.config.model.transport
@@ -284,17 +264,6 @@ class Labeller:
             raise ImageError(message, code="too_large")
         is_small = size_bytes * len(self.questions) <= AUTO_INLINE_BYTES
         return transport == "inline" or (transport == "auto" and is_small)
-
-    async def _ask_about_one(self, work: ShardWork, index: int, question: Question) -> None:
-        ready = await asyncio.shield(work.ready[index])
-        if isinstance(ready, ImageError):
-            answer = unasked(ready)
-        else:
-            answer = await self._answer(work, work.refs[index], ready, question)
-        work.answers[index][question.name] = answer
-        if len(work.answers[index]) == len(self.questions):
-            self._let_go(work, index)
-            self._count_image(work.answers[index])
 
     async def _answer(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
         key = self.asker.request_key(question, ready.image.sent_sha256)
@@ -346,19 +315,11 @@ class Labeller:
         file = await self.uploader.upload_again(image, ref.file_name, ready.file)
         return ReadyImage(image, file).part(self.config.model.resolution)
 
-    def _let_go(self, work: ShardWork, index: int) -> None:
-        held, work.held_bytes[index] = work.held_bytes[index], 0
-        if held:
-            self._bytes.release(held)
-        ready = work.ready[index]
-        if ready.done() and isinstance(image := ready.result(), ReadyImage) and image.image.data:
-            work.ready[index] = asyncio.get_running_loop().create_future()
-            work.ready[index].set_result(replace(image, image=replace(image.image, data=b"")))
-
-    def _count_image(self, answers: dict[str, Answer]) -> None:
+    def _count_image(self, labelled: Labelled) -> None:
+        answers = labelled.answers.values()
         self.tally.images_done += 1
-        self.tally.images_failed += any(answer.status == "failed" for answer in answers.values())
-        self.tally.objects += sum(len(answer.parsed.objects) for answer in answers.values() if answer.parsed)
+        self.tally.images_failed += any(answer.status == "failed" for answer in answers)
+        self.tally.objects += sum(len(answer.parsed.objects) for answer in answers if answer.parsed)
 
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = functools.partial(function, *arguments, **named)
@@ -388,10 +349,3 @@ def _check_hope(rows: ShardRows, questions: Sequence[Question]) -> None:
                 f"prompt {question.name!r} failed with {codes.pop()} for all {len(answers)} images of a shard, "
                 f"the first because: {answers[0]['error']}"
             )
-
-
-def _labelled(work: ShardWork, index: int) -> Labelled:
-    ready = work.ready[index].result()
-    if isinstance(ready, ImageError):
-        return Labelled(work.refs[index], None, work.answers[index])
-    return Labelled(work.refs[index], ready.image, work.answers[index])

@@ -1,6 +1,6 @@
 """What has happened so far, in numbers: for the progress bar, for `run.json`, and for anyone who asks."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -23,8 +23,14 @@ class Tally:
     objects: int = 0
     cost_usd: float = 0.0
     shards_total: int = 0
-    shards_written: list[str] = field(default_factory=list)
-    """A line for each, in the order of writing."""
+    shards_done: int = 0
+    last_shards: deque[str] = field(default_factory=lambda: deque(maxlen=100))
+    """A line for each of the last ones, in the order of writing."""
+
+    def count_shard(self, totals: "Totals") -> None:
+        """One shard more is written."""
+        self.shards_done += 1
+        self.last_shards.append(totals.describe())
 
     def count_retry(self) -> None:
         """One attempt more than would have been needed."""

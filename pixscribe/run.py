@@ -54,7 +54,7 @@ from pixscribe.prices import PRICES
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question, make_question
 from pixscribe.retry import RetryPolicy
-from pixscribe.source import Shard, count_manifest, cut_shards, require_images, write_manifest
+from pixscribe.source import Shards, count_manifest, require_images, write_manifest
 from pixscribe.storage import Storage, open_storage
 from pixscribe.tables import check_parts, read_totals, written_shards
 from pixscribe.uploads import Uploader
@@ -203,20 +203,18 @@ async def open_run(
             await engine().run(_close_session(session))
 
 
-def scan_source(run: Run) -> list[Shard]:
+def scan_source(run: Run) -> Shards:
     """Fix the manifest, unless an earlier attempt did, and return the shards that are still to do."""
     session = session_of(run)
-    storage, shard_size = session.storage, session.config.execution.shard_size
+    storage, shard_size, tally = session.storage, session.config.execution.shard_size, session.tally
     key = run.key("manifest.parquet")
     if not storage.exists(key):
         write_manifest(storage, key, session.config.source, shard_size, session.labeller.lock.check)
-    session.tally.images_total = count_manifest(storage, key)
-    shards = cut_shards(session.tally.images_total, shard_size)
-    done = written_shards(storage, run.id)
-    to_do = [shard for shard in shards if shard.name not in done]
-    session.tally.images_before = session.tally.images_total - sum(shard.stop - shard.start for shard in to_do)
-    session.tally.shards_total = len(to_do)
-    return to_do
+    tally.images_total = count_manifest(storage, key)
+    shards = Shards(tally.images_total, shard_size, frozenset(written_shards(storage, run.id)))
+    tally.images_before = tally.images_total - shards.count_images()
+    tally.shards_total = len(shards)
+    return shards
 
 
 def publish(run: Run) -> RunSummary:

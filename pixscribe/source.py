@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice, pairwise
 
 import pathspec
 import pyarrow as pa
@@ -82,10 +82,44 @@ def count_manifest(storage: Storage, key: str) -> int:
         raise OutputError(f"{storage.uri_of(key)}: the manifest cannot be read: {error}") from error
 
 
-def cut_shards(image_count: int, shard_size: int) -> list[Shard]:
-    """Cut rows 0 to `image_count` into shards of `shard_size`; the last may be shorter."""
-    starts = range(0, image_count, shard_size)
-    return [Shard(index, start, min(start + shard_size, image_count)) for index, start in enumerate(starts)]
+FIRST_SHARD = 16
+MANY_SHARDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The shards of a manifest that are still to do: counted and made when they are asked for, never kept.
+
+    All have `size` images but the last and, where there are many, the first ones: these grow from 16 images on, so that
+    the first rows can be looked at within seconds. `done` holds the names of those that are committed.
+    """
+
+    image_count: int
+    size: int
+    done: frozenset[str] = frozenset()
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (shard for shard in self._all() if shard.name not in self.done)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def count_images(self) -> int:
+        """How many images are still to do."""
+        return sum(shard.stop - shard.start for shard in self)
+
+    def _all(self) -> Iterator[Shard]:
+        starts = chain(self._first_starts(), range(self.size, self.image_count, self.size), [self.image_count])
+        for index, (start, stop) in enumerate(pairwise(starts)):
+            yield Shard(index, start, stop)
+
+    def _first_starts(self) -> Iterator[int]:
+        """Of what would be the first shard."""
+        yield 0
+        start = FIRST_SHARD
+        while self.image_count > MANY_SHARDS * self.size and start < self.size:
+            yield start
+            start *= 2
 
 
 def read_shard(output_uri: str, key: str, shard: Shard) -> list[ImageRef]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from pixscribe.concurrency import gather_or_cancel
+from pixscribe.concurrency import each_in_window
 from pixscribe.config import RunConfig, make_config
 from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
@@ -95,13 +95,14 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> pafs.S3FileSystem:
 
 
 async def annotate(config: RunConfig, **options: Any) -> RunSummary:
-    """The flow's stages in their order, without Prefect."""
+    """The flow's steps in their order, without Prefect."""
     async with open_run(config, **options) as run:
         labeller = labeller_of(run)
-        for shard in scan_source(run):
-            stages = [labeller.make_ready(shard), *(labeller.ask(shard, prompt.name) for prompt in config.prompts)]
-            await gather_or_cancel(engine().run(stage) for stage in stages)
-            await engine().run(labeller.write(shard))
+        await each_in_window(
+            lambda shard: engine().run(labeller.label(shard)),
+            scan_source(run),
+            size=config.execution.shards_in_flight,
+        )
         return publish(run)
 
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel, map_in_window
+from pixscribe.concurrency import Capacity, SingleFlight, each_in_window, gather_or_cancel
 from pixscribe.engine import Engine
 
 
@@ -24,19 +24,20 @@ async def test_one_failure_cancels_the_others_and_waits_for_their_end():
     assert ended == ["cleaned up"] * 2
 
 
-async def test_a_window_keeps_its_size_and_the_order_of_results():
+async def test_a_window_keeps_its_size_and_begins_in_order():
     now = most = 0
+    begun: list[int] = []
 
-    async def square(number: int) -> int:
+    async def work(number: int) -> None:
         nonlocal now, most
+        begun.append(number)
         now += 1
         most = max(most, now)
         await asyncio.sleep(0)
         now -= 1
-        return number * number
 
-    assert await map_in_window(square, range(7), size=2) == [0, 1, 4, 9, 16, 25, 36]
-    assert most == 2
+    await each_in_window(work, range(7), size=2)
+    assert (begun, most) == ([0, 1, 2, 3, 4, 5, 6], 2)
 
 
 async def test_capacity_is_given_out_by_weight_first_come_first_served():
@@ -106,3 +107,14 @@ async def test_the_engine_runs_on_a_loop_of_its_own_and_cancelling_reaches_it():
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert cancelled == [True]
+
+
+async def test_what_is_held_may_be_released_early_and_only_once():
+    capacity = Capacity(10)
+    async with asyncio.timeout(5), capacity.hold(10) as held:
+        held.release()
+        assert await capacity.acquire(10) == 10
+    waiting = asyncio.ensure_future(capacity.acquire(1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()

@@ -76,20 +76,13 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-async def annotate_changing(
-    config: RunConfig, *, after_scan: Callable[[], object] = int, after_upload: Callable[[], object] = int
-) -> RunSummary:
-    """`annotate`, with something happening to the source in between."""
+async def annotate_changing(config: RunConfig, after_scan: Callable[[], object]) -> RunSummary:
+    """`annotate`, with something happening to the source after the scan."""
     async with open_run(config) as run:
-        labeller = labeller_of(run)
         shards = scan_source(run)
         after_scan()
         for shard in shards:
-            await engine().run(labeller.make_ready(shard))
-            after_upload()
-            for prompt in config.prompts:
-                await engine().run(labeller.ask(shard, prompt.name))
-            await engine().run(labeller.write(shard))
+            await engine().run(labeller_of(run).label(shard))
         return publish(run)
 
 
@@ -104,7 +97,7 @@ async def test_d01_an_image_deleted_after_the_scan_is_a_row_and_the_rest_goes_on
         (source / "moved").rename(source / "elsewhere")
 
     config = make(source={"uri": str(source)}, prompts=DETECT)
-    summary = await annotate_changing(config, after_scan=vanish)
+    summary = await annotate_changing(config, vanish)
     assert errors_of(config) == {"gone.png": "read_error", "moved/a.png": "read_error", "stays.png": None}
     assert summary.totals.errors == {"read_error": 2}
     assert "No such file" in next(row["error"] for row in rows_of(config) if row["file_name"] == "gone.png")
@@ -115,7 +108,7 @@ async def test_d01_a_key_deleted_after_the_scan_is_a_row_too(make: MakeConfig, b
         with bucket.open_output_stream(f"images/d01/{name}") as stream:
             stream.write(SAMPLE + name.encode())
     config = make(source={"uri": "s3://images/d01"}, prompts=DETECT)
-    await annotate_changing(config, after_scan=lambda: bucket.delete_file("images/d01/gone.png"))
+    await annotate_changing(config, lambda: bucket.delete_file("images/d01/gone.png"))
     assert errors_of(config) == {"gone.png": "read_error", "stays.png": None}
 
 
@@ -125,7 +118,7 @@ async def test_d02_a_file_replaced_after_the_scan_is_measured_hashed_and_sent_as
     fill(source, {"a.png": encoded(Image.new("RGB", (30, 20), RED), "PNG")})
     after = encoded(Image.new("RGB", (70, 50), RED), "PNG")
     config = make(source={"uri": str(source)}, prompts=DETECT)
-    await annotate_changing(config, after_scan=lambda: (source / "a.png").write_bytes(after))
+    await annotate_changing(config, lambda: (source / "a.png").write_bytes(after))
     [row] = rows_of(config)
     assert (row["image_id"], row["size_bytes"], row["width"], row["height"]) == (digest(after), len(after), 70, 50)
     assert [upload.sha256 for upload in emulator.books.uploads] == [digest(after)]
@@ -195,15 +188,18 @@ async def test_d02_an_image_that_has_to_be_uploaded_again_is_compared_with_what_
     path = source / "a.png"
     path.write_bytes(SAMPLE)
 
-    def change() -> None:
-        emulator.script("file_gone_403")
+    async def change() -> None:
+        while not emulator.books.questions:
+            await asyncio.sleep(0.01)
         if fate == "rewritten":
             path.write_bytes(encoded(Image.new("RGB", (9, 9), RED), "PNG"))
         if fate == "deleted":
             path.unlink()
 
-    config = make(source={"uri": str(source)}, prompts=DETECT)
-    await annotate_changing(config, after_upload=change)
+    # the first question hangs, and while it does the source changes
+    emulator.script("timeout", "file_gone_403")
+    config = make(source={"uri": str(source)}, prompts=DETECT, retry={"timeout_s": 1})
+    await asyncio.gather(annotate(config), change())
     codes = {"rewritten": "changed_during_run", "deleted": "read_error", "untouched": None}
     assert errors_of(config) == {"a.png": codes[fate]}
     assert {upload.sha256 for upload in emulator.books.uploads} == {digest(SAMPLE)}
@@ -385,7 +381,7 @@ async def test_d06_a_pipe_in_place_of_a_scanned_file_does_not_hang(make: MakeCon
         os.mkfifo(source / "a.png")
 
     config = make(source={"uri": str(source)}, prompts=DETECT)
-    await asyncio.wait_for(annotate_changing(config, after_scan=replace), timeout=60)
+    await asyncio.wait_for(annotate_changing(config, replace), timeout=60)
     assert errors_of(config) == {"a.png": "read_error", "b.png": None}
 
 

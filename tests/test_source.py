@@ -7,7 +7,7 @@ import pytest
 
 from pixscribe.config import SourceConfig
 from pixscribe.errors import ConfigError, DecodeError, OutputError, ReadError
-from pixscribe.source import Shard, count_manifest, cut_shards, read_shard, require_images, scan, write_manifest
+from pixscribe.source import Shard, Shards, count_manifest, read_shard, require_images, scan, write_manifest
 from pixscribe.storage import MAX_IMAGE_BYTES, open_storage, read_image
 
 HARD_NAMES = [
@@ -124,10 +124,21 @@ def test_a_manifest_gives_back_each_shard(tmp_path: Path):
     storage = open_storage(str(tmp_path / "out"))
     assert write_manifest(storage, "runs/r/manifest.parquet", SourceConfig(uri=str(tmp_path / "in")), 4) == 10
     assert count_manifest(storage, "runs/r/manifest.parquet") == 10
-    shards = cut_shards(10, 4)
+    shards = list(Shards(10, 4))
     assert shards == [Shard(0, 0, 4), Shard(1, 4, 8), Shard(2, 8, 10)]
     read = [ref for shard in shards for ref in read_shard(storage.uri, "runs/r/manifest.parquet", shard)]
     assert read == list(scan(SourceConfig(uri=str(tmp_path / "in"))))
+
+
+def test_many_shards_begin_with_small_ones_and_leave_out_what_is_done():
+    shards = Shards(1001, 40, frozenset({"00001", "00026"}))
+    found = list(shards)
+    assert found[:4] == [Shard(0, 0, 16), Shard(2, 32, 40), Shard(3, 40, 80), Shard(4, 80, 120)]
+    assert found[-1] == Shard(27, 1000, 1001)
+    assert (len(shards), shards.count_images()) == (26, 1001 - 16 - 40)
+    everything = list(Shards(1001, 40))
+    assert [shard.start for shard in everything[1:]] == [shard.stop for shard in everything[:-1]]
+    assert [shard.stop - shard.start for shard in Shards(800, 40)] == [40] * 20
 
 
 def test_a_manifest_of_several_row_groups_gives_back_each_shard(tmp_path: Path):
