@@ -6,10 +6,13 @@ fractions hold in the upright source, whatever was sent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pixscribe.errors import AnswerError
-from pixscribe.masks import Mask, decode_mask
 from pixscribe.types import Annotation, Box2D, ModelObject, ParsedAnswer, Polygon, Size, Xyxy
+
+if TYPE_CHECKING:
+    from pixscribe.masks import Mask
 
 MODEL_SIDE = 1000
 
@@ -74,7 +77,7 @@ class _Shape:
     """What an object covers, in source pixels."""
 
     polygons: tuple[Polygon, ...]
-    mask: Mask | None
+    mask: "Mask | None"
     flags: tuple[str, ...]
 
 
@@ -106,8 +109,10 @@ def _shape(found: ModelObject, source_wh: Size) -> _Shape:
     return _Shape(polygons, mask, tuple(flags))
 
 
-def _mask(png: bytes, box: Box2D, source_wh: Size) -> tuple[Mask | None, Sequence[str]]:
+def _mask(png: bytes, box: Box2D, source_wh: Size) -> tuple["Mask | None", Sequence[str]]:
     try:
+        from pixscribe.masks import decode_mask  # OpenCV: most models answer with polygons, which need none of it
+
         mask = decode_mask(png, _unclipped(box, source_wh), source_wh)
     except AnswerError:
         return None, ["mask_unreadable"]

@@ -34,7 +34,6 @@ from pixscribe.config import (
     parse_yaml,
     with_absolute_uris,
 )
-from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
 from pixscribe.errors import (
     AuthenticationError,
@@ -307,6 +306,8 @@ def _emulator_if_named(config: RunConfig) -> Iterator[str]:
     if config.model.base_url != EMULATOR:
         yield config.model.base_url
         return
+    from pixscribe.emulator import Emulator  # only a demo needs it, and it takes a while to import
+
     with Emulator() as emulator:
         yield emulator.url
 
