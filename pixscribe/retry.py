@@ -58,6 +58,16 @@ class RetryPolicy:
 
     async def call(self, attempt: Callable[[int], Awaitable[T]]) -> T:
         """Await `attempt(n)`, n = 1, 2, …, until it returns or is given up; the error's `attempts` says how often."""
+        self.budget.requests += 1
+        try:
+            # most attempts are the only one, and setting tenacity up is a twentieth of what a request costs
+            return await attempt(1)
+        except ApiError as error:
+            first = error
+        return await self._call_again(attempt, first)
+
+    async def _call_again(self, attempt: Callable[[int], Awaitable[T]], first: ApiError) -> T:
+        """As `call`, when the first attempt has ended with `first`."""
         answers = 0
 
         def is_worth_it(state: tenacity.RetryCallState) -> bool:
@@ -83,6 +93,8 @@ class RetryPolicy:
         )
         async for one in retrying:
             with one:
+                if one.retry_state.attempt_number == 1:
+                    raise first
                 self.budget.requests += 1
                 return await attempt(one.retry_state.attempt_number)
         raise AssertionError("a policy ends by returning or raising")
