@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -15,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pixscribe.errors import AnswerError
-from pixscribe.geometry import polygon_area
+from pixscribe.geometry import place_objects, polygon_area
 from pixscribe.masks import MAX_OUTLINES, Bitmap, Mask, decode_mask
-from pixscribe.types import Polygon, Size, Xyxy
+from pixscribe.types import ModelObject, ParsedAnswer, Polygon, Size, Xyxy
 
 
 def as_png(pixels: Any, mode: str | None = None) -> bytes:
@@ -264,3 +265,19 @@ def test_noise_gives_a_bounded_number_of_outlines():
     began_s = time.process_time()
     assert len(Mask(noise, (0, 0), (1000, 1000)).to_polygons()) == MAX_OUTLINES
     assert time.process_time() - began_s < 2.0
+
+
+def test_forty_masks_of_a_12_mp_photo_are_never_dense_at_the_same_time():
+    disc = as_png(Image.fromarray(np.hypot(*(np.mgrid[:256, :256] - 128)) < 120).convert("L"))
+    objects = tuple(
+        ModelObject("disc", box_2d=(0, 0, 1000, 1000), box=(0, 0, 1000, 1000), mask_png=disc) for _ in range(40)
+    )
+    tracemalloc.start()
+    try:
+        annotations, dropped = place_objects(ParsedAnswer(objects), (4000, 3000))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(annotations), dropped) == (40, [])
+    assert all(each.rle and each.polygons for each in annotations)
+    assert peak_bytes < 5 * 4000 * 3000  # one at a time, with its copies; 40 of them would be 480 MB
