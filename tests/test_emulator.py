@@ -623,6 +623,14 @@ def test_a_url_is_fetched_only_by_an_emulator_that_has_a_way_to():
             assert answers[1].json()["error"]["message"] == "Cannot fetch content from the provided URL."
 
 
+def test_a_url_of_more_than_100_megabytes_is_not_fetched():
+    image = {"type": "image", "uri": "https://example.com/a.png", "mime_type": "image/png"}
+    for size_bytes, status in ((100_000_000, 200), (100_000_001, 400)):
+        data = SQUARE.ljust(size_bytes, b"\0")
+        with Emulator(fetch=lambda url, data=data: data) as emulator, connect() as http:  # type: ignore[misc]
+            assert Api(http, emulator.url).ask(image).status_code == status
+
+
 # --- questions: answers
 
 

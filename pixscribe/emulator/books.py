@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Question:
-    """One POST to /interactions, served or refused.
+    """One POST that asks the model, served or refused.
 
     `digest` is the sha256 (hex) of the request body, `images` that of each image in the order of the request. `status`
     is None when no answer was sent (faults `timeout` and `reset`) and 499 when the client left first. `at_s` is
@@ -42,16 +43,54 @@ class Books:
     questions: list[Question] = field(default_factory=list)
     by_endpoint: Counter[str] = field(default_factory=Counter)
     by_status: Counter[int] = field(default_factory=Counter)
+    in_flight: int = 0
+    peak_in_flight: int = 0
+    """The most questions that were open at once."""
+    last_at_s: float = 0.0
+    """When the last question was over, by the clock of `Question.at_s`."""
+
+    def open_question(self, now_s: float) -> Question:
+        self.in_flight += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        return Question(at_s=now_s)
+
+    def close_question(self, question: Question, now_s: float) -> None:
+        self.in_flight -= 1
+        self.last_at_s = now_s
+        self.questions.append(question)
 
     def reset(self) -> None:
         self.uploads.clear()
         self.questions.clear()
         self.by_endpoint.clear()
         self.by_status.clear()
+        self.peak_in_flight = self.in_flight
 
     def answered(self) -> list[Question]:
         """The questions that a real service would have charged for."""
         return [question for question in self.questions if question.status == 200]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers for a program.
+
+        `images` counts the contents that were answered about at least once, `asking_s` is the time from the first
+        question to the end of the last.
+        """
+        answered = self.answered()
+        return {
+            "uploads": len(self.uploads),
+            "questions": len(self.questions),
+            "answered": len(answered),
+            "image_answers": sum(bool(question.images) for question in answered),
+            "left_by_client": sum(question.status == 499 for question in self.questions),
+            "images": len({image for question in answered for image in question.images}),
+            "input_tokens": sum(question.input_tokens for question in answered),
+            "output_tokens": sum(question.output_tokens for question in answered),
+            "in_flight": self.in_flight,
+            "peak_in_flight": self.peak_in_flight,
+            "asking_s": self.last_at_s - min((q.at_s for q in self.questions), default=self.last_at_s),
+            "by_status": dict(Counter(str(question.status) for question in self.questions)),
+        }
 
     def totals(self) -> str:
         """One line for people."""

@@ -18,6 +18,8 @@ class Call:
     request: web.BaseRequest
     version: str
     target: str = ""
+    takes_bearer: bool = False
+    """Whether a key may come as `Authorization: Bearer`, which Gemini's own paths take for OAuth."""
 
     @property
     def origin(self) -> str:
@@ -26,9 +28,10 @@ class Call:
 
     def project(self) -> str:
         """The owner of what is made with this key: every key is a project of its own. Raises `Refused`."""
-        if re.match(r"bearer\b", self.request.headers.get("Authorization", ""), re.IGNORECASE):
+        bearer = re.match(r"bearer\b\s*(.*)", self.request.headers.get("Authorization", ""), re.IGNORECASE)
+        if bearer and not self.takes_bearer:
             raise Refused(rpc_error(401, "UNAUTHENTICATED", _NO_OAUTH))
-        key = self.request.headers.get("x-goog-api-key") or self.request.query.get("key")
+        key = bearer[1] if bearer else self.request.headers.get("x-goog-api-key") or self.request.query.get("key")
         if not key:
             raise Refused(rpc_error(403, "PERMISSION_DENIED", _NO_KEY))
         if key == "invalid" or key.startswith("bad"):

@@ -12,14 +12,18 @@ from pixscribe.emulator.replies import Refused, invalid, not_emulated
 Check = Callable[[str, Any], None]
 
 
-def record(fields: Mapping[str, Check], required: Collection[str] = ()) -> Check:
-    """An object with these members and no other."""
+def record(
+    fields: Mapping[str, Check],
+    required: Collection[str] = (),
+    refuse: Callable[[str, str], Refused] | None = None,
+) -> Check:
+    """An object with these members and no other; `refuse` words what is said of another, from path and name."""
 
     def check(path: str, value: Any) -> None:
         members = _as_object(path, value)
         for key, member in members.items():
             if key not in fields:
-                raise unknown(path, key)
+                raise (refuse or unknown)(path, key)
             fields[key](join(path, key), member)
         for key in required:
             if key not in members:

@@ -8,7 +8,8 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from pixscribe.emulator.fault_replies import REPLIES
 from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FileStore, timestamp
 from pixscribe.emulator.limits import Quota
-from pixscribe.emulator.media import URL_TYPES, types_of
+from pixscribe.emulator.media import URL_LIMIT_BYTES, URL_TYPES, types_of
 from pixscribe.emulator.options import EmulatorOptions
 from pixscribe.emulator.replies import INVALID_ARGUMENT, Refused, Reply, interactions_error, invalid, json_reply
 from pixscribe.emulator.request import Asked, ImagePart, read_question
@@ -27,6 +28,28 @@ from pixscribe.emulator.speech import Draft, compose
 from pixscribe.emulator.viewer import Picture, Viewer
 
 Fetch = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens of one answer beside those of its question."""
+
+    output_tokens: int
+    thought_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one API of the model does not share with the other.
+
+    `read` understands a request and raises `Refused`, `render` words an answer. `replies` go before the faults of
+    the same name in `REPLIES`.
+    """
+
+    read: Callable[[bytes, Call], Asked]
+    render: Callable[[Asked, Draft, Spent], dict[str, Any]]
+    replies: Mapping[str, Callable[[Asked], Reply]] = field(default_factory=dict)
+
 
 _THOUGHT_TOKENS = {"minimal": 0, "low": 32, "medium": 128, "high": 512}
 _REMEMBERED = 1000
@@ -48,6 +71,7 @@ class Interactions:
     ) -> None:
         self._options, self._store, self._books, self._faults = options, store, books, faults
         self._clock, self._fetch = clock, fetch
+        self._dialect = Dialect(lambda raw, call: read_question(raw, call.version), self._interaction)
         self._viewer = Viewer(looks=options.look)
         self._quotas: dict[tuple[str, str], Quota] = {}
         self._stored: OrderedDict[str, tuple[str, dict[str, Any], Any]] = OrderedDict()
@@ -55,9 +79,13 @@ class Interactions:
         self._random = random.Random(options.seed)
 
     async def create(self, call: Call) -> Reply:
-        question = Question(at_s=time.monotonic())
+        return await self.answer(call, self._dialect)
+
+    async def answer(self, call: Call, dialect: Dialect) -> Reply:
+        """One question of any dialect, with its entry in the books. Raises `Refused`."""
+        question = self._books.open_question(time.monotonic())
         try:
-            reply = await self._answer(call, question)
+            reply = await self._answer(call, question, dialect)
             question.status = reply.status or None
         except Refused as refused:
             question.status = refused.reply.status
@@ -66,7 +94,7 @@ class Interactions:
             question.status = _CLIENT_LEFT
             raise
         finally:
-            self._books.questions.append(question)
+            self._books.close_question(question, time.monotonic())
         return reply
 
     async def get(self, call: Call) -> Reply:
@@ -87,35 +115,37 @@ class Interactions:
     def close(self) -> None:
         self._viewer.close()
 
-    async def _answer(self, call: Call, question: Question) -> Reply:
+    async def _answer(self, call: Call, question: Question, dialect: Dialect) -> Reply:
         project = call.project()
         raw = await call.body()
         question.digest = hashlib.sha256(raw).hexdigest()
         if not call.request.headers.get("Content-Type", "").startswith("application/json"):
             raise invalid("The Content-Type of the request must be application/json.")
-        asked = read_question(raw, call.version)
+        asked = dialect.read(raw, call)
         pictures = [await self._picture(part, call, project) for part in asked.images]
         question.images, question.text = tuple(picture.sha256 for picture in pictures), asked.text
         question.input_tokens = asked.text_tokens + asked.image_tokens
         self._quota(project, asked.model).admit(asked.model, question.input_tokens, self._clock())
         question.fault = self._faults.next("interaction")
         if question.fault in REPLIES:
-            return REPLIES[question.fault](asked)
-        return await self._speak(asked, pictures, question, project)
-
-    async def _speak(self, asked: Asked, pictures: list[Picture], question: Question, project: str) -> Reply:
-        scenes = [await self._viewer.scene(picture) for picture in pictures]
-        draft = compose(asked, scenes, png_masks=self._options.masks == "png")
-        _stop(draft, asked)
-        if question.fault is not None:
-            SPOILERS[question.fault](draft)
-        answer = self._interaction(asked, draft)
-        question.output_tokens = answer["usage"]["total_output_tokens"] + answer["usage"]["total_thought_tokens"]
+            return (dialect.replies.get(question.fault) or REPLIES[question.fault])(asked)
+        draft = await self._draft(asked, pictures, question.fault)
+        spent = _spend(asked, draft)
+        question.output_tokens = spent.output_tokens + spent.thought_tokens
+        answer = dialect.render(asked, draft, spent)
         if asked.store:
             self._remember(answer, asked, project)
         if delay_s := self._options.latency_s + self._random.uniform(0, self._options.jitter_s):
             await asyncio.sleep(delay_s)
         return json_reply(answer, headers={"x-gemini-service-tier": asked.service_tier})
+
+    async def _draft(self, asked: Asked, pictures: list[Picture], fault: str | None) -> Draft:
+        scenes = [await self._viewer.scene(picture) for picture in pictures]
+        draft = compose(asked, scenes, png_masks=self._options.masks == "png")
+        _stop(draft, asked)
+        if fault is not None:
+            SPOILERS[fault](draft)
+        return draft
 
     async def _picture(self, part: ImagePart, call: Call, project: str) -> Picture:
         picture = await self._find(part, call, project)
@@ -140,6 +170,8 @@ class Interactions:
             data = await asyncio.to_thread(self._fetch, uri)
         except Exception as cause:  # whatever the hook raises
             raise invalid(_CANNOT_FETCH) from cause
+        if len(data) > URL_LIMIT_BYTES:
+            raise invalid(_CANNOT_FETCH)
         return Picture(hashlib.sha256(data).hexdigest(), types_of(data[:32]), data)
 
     def _quota(self, project: str, model: str) -> Quota:
@@ -150,10 +182,7 @@ class Interactions:
             )
         return self._quotas[project, model]
 
-    def _interaction(self, asked: Asked, draft: Draft) -> dict[str, Any]:
-        thought_tokens = min(_THOUGHT_TOKENS[asked.thinking_level], asked.max_output_tokens)
-        _cut(draft, asked.max_output_tokens - thought_tokens)
-        output_tokens = math.ceil(len(draft.text or "") / 4)
+    def _interaction(self, asked: Asked, draft: Draft, spent: Spent) -> dict[str, Any]:
         self._serial += 1
         now = timestamp(self._clock())
         answer: dict[str, Any] = {
@@ -164,8 +193,8 @@ class Interactions:
             "created": now,
             "updated": now,
             "service_tier": asked.service_tier,
-            "steps": _steps(draft, thought_tokens),
-            "usage": _usage(asked, output_tokens, thought_tokens),
+            "steps": _steps(draft, spent.thought_tokens),
+            "usage": _usage(asked, spent.output_tokens, spent.thought_tokens),
         }
         if draft.errors:
             answer["errors"] = draft.errors
@@ -199,6 +228,12 @@ def _inline(encoded: str) -> Picture:
 def _stop(draft: Draft, asked: Asked) -> None:
     for sequence in asked.stop_sequences:
         draft.text = (draft.text or "").partition(sequence)[0]
+
+
+def _spend(asked: Asked, draft: Draft) -> Spent:
+    thought_tokens = min(_THOUGHT_TOKENS[asked.thinking_level], asked.max_output_tokens)
+    _cut(draft, asked.max_output_tokens - thought_tokens)
+    return Spent(math.ceil(len(draft.text or "") / 4), thought_tokens)
 
 
 def _cut(draft: Draft, budget_tokens: int) -> None:

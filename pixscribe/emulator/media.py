@@ -8,6 +8,8 @@ IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/heic", 
 URL_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
 """Documented for public URLs, and in `IMAGE_TYPES`."""
 
+URL_LIMIT_BYTES = 100_000_000
+
 TOKENS_BY_RESOLUTION = {"low": 280, "medium": 560, "high": 1120, "ultra_high": 2240}
 
 _UPLOADABLE = re.compile(

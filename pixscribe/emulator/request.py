@@ -73,7 +73,7 @@ class Asked:
 
 def read_question(raw: bytes, version: str) -> Asked:
     """Raises `Refused`: 400 for what is wrong with the body, 404 for the model, 501 for what is not emulated."""
-    body = _parse(raw)
+    body = parse_object(raw)
     if "outputs" in body:
         raise invalid("The legacy Interactions API schema is no longer supported. Please migrate to the new schema.")
     (_BODY if version == "v1beta" else _BODY_V1)("", body)
@@ -88,7 +88,8 @@ def is_offered(model: str, version: str) -> bool:
     return known and not (model.endswith("-latest") and version == "v1")
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Raises `Refused` (400) for what is no JSON object."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as cause:
@@ -113,8 +114,8 @@ def _understand(body: Mapping[str, Any]) -> Asked:
     if not contents or all(c["type"] == "text" and not c["text"].strip() for c in contents):
         raise invalid("Missing required parameter 'input'.")
     config = body.get("generation_config", {})
-    level = config.get("thinking_level", _default_level(body["model"]))
-    _check_level(body["model"], level)
+    level = config.get("thinking_level", default_level(body["model"]))
+    check_level(body["model"], level)
     entry = _text_format(body.get("response_format"))
     return Asked(
         model=body["model"],
@@ -170,13 +171,15 @@ def _check_model(model: str, version: str) -> None:
 _NO_MINIMAL = ("gemini-3.7-flash", "gemini-3.8-flash", "gemini-3.1-pro")
 
 
-def _default_level(model: str) -> str:
+def default_level(model: str) -> str:
+    """How much a model thinks when nothing is said about it."""
     if "flash-lite" in model:
         return "minimal"
     return "high" if model.startswith(("gemini-3.1-pro", "gemini-3-flash")) else "medium"
 
 
-def _check_level(model: str, level: str) -> None:
+def check_level(model: str, level: str) -> None:
+    """Raises `Refused` (400) for a level that this model has not."""
     levels = ("low", "medium", "high") if model.startswith(_NO_MINIMAL) else ("minimal", "low", "medium", "high")
     if level not in levels:
         supported = ", ".join(levels)

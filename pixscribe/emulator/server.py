@@ -17,24 +17,33 @@ from aiohttp import web
 
 from pixscribe.emulator.books import Books
 from pixscribe.emulator.call import Call
+from pixscribe.emulator.chat import Chat
 from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FileStore
+from pixscribe.emulator.generate import Generate
 from pixscribe.emulator.interactions import Fetch, Interactions
 from pixscribe.emulator.models import Models
 from pixscribe.emulator.options import EmulatorOptions
-from pixscribe.emulator.replies import HTML, Refused, Reply, rpc_error
+from pixscribe.emulator.replies import HTML, Refused, Reply, json_reply, rpc_error
 from pixscribe.emulator.uploads import Uploads
 
 Endpoint = Callable[[Call], Awaitable[Reply]]
 
-_PATH = re.compile(r"/(upload/)?(v1beta|v1)/(files|interactions|models)(?:/([^/:]+)((?::download|/cancel)?))?")
+_PATH = re.compile(
+    r"/(upload/)?(v1beta|v1)/(files|interactions|models|openai/chat/completions)"
+    r"(?:/([^/:]+)((?::download|:generateContent|/cancel)?))?"
+)
 _NOT_FOUND = Reply(404, b"<html><title>Error 404 (Not Found)</title>The requested URL was not found.</html>", HTML)
 _INTERNAL = rpc_error(500, "INTERNAL", "An internal error has occurred.")
 _STOP_TIMEOUT_S = 10
+BOOKS_PATH = "/emulator/books"
+"""No path of Gemini's: what was done so far, in numbers, for who runs the emulator in another process."""
 
 
 class Emulator:
-    """A Gemini-compatible server on a thread of its own: Files, Interactions and Models, `/v1beta` and `/v1`.
+    """A Gemini-compatible server on a thread of its own, `/v1beta` and `/v1`.
+
+    It has Files, Interactions, generateContent (also as OpenAI's chat completions) and Models.
 
     >>> with Emulator() as emulator:
     ...     print(emulator.url)  # http://127.0.0.1:PORT
@@ -56,7 +65,11 @@ class Emulator:
         store = FileStore(clock, self.options.seed, self.options.storage_bytes)
         self._interactions = Interactions(self.options, store, self.books, self._faults, clock, fetch)
         uploads = Uploads(store, self.books, self._faults, clock, keep_bytes=self.options.look)
-        self._endpoints = _endpoints(store, uploads, self._interactions, Models(self._faults))
+        self._endpoints = {
+            **_endpoints(store, uploads, self._interactions, Models(self._faults)),
+            "POST models/*:generateContent": ("models.generate", Generate(self._interactions).content),
+            "POST openai/chat/completions": ("chat.completions", Chat(self._interactions).completions),
+        }
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -136,6 +149,8 @@ class Emulator:
         return await _deliver(request, reply)
 
     async def _reply(self, request: web.BaseRequest) -> tuple[str, Reply]:
+        if request.method == "GET" and request.path == BOOKS_PATH:
+            return "books", json_reply(self.books.summary())
         match = _PATH.fullmatch(request.path)
         if match is None:
             return "unknown", _NOT_FOUND
