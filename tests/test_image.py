@@ -579,6 +579,15 @@ def test_the_same_bytes_give_the_same_result_in_every_thread() -> None:
     assert parallel == [prepare_image(data, rules) for data in jobs]
 
 
+def test_what_is_encoded_again_is_to_the_byte_what_pillow_makes_of_it() -> None:
+    """Request keys depend on these bytes: other ones would have every such image paid for again."""
+    lying = encoded(corners(), "JPEG", exif=exif_block(6))
+    target = io.BytesIO()
+    upright = Image.open(io.BytesIO(lying)).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    upright.save(target, "JPEG", quality=95, subsampling="4:4:4")
+    assert prepare_image(lying, RULES).data == target.getvalue()
+
+
 def test_odd_metadata_neither_warns_nor_spoils_the_picture() -> None:
     filters = list(warnings.filters)
     data = encoded(corners(), "TIFF", description="a description that is not stored inline")
