@@ -6,14 +6,17 @@ only an index is kept in memory, 24 bytes for each answer; a text is read when i
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -31,7 +34,10 @@ COLUMNS = ["request_key", "status", "error_code", "error", "text", "model", "par
 BETTER = 1 << 40
 """Above the number of any part: an answer ranks before a lasting failure, however old."""
 PARTS_IN_MEMORY = 8
-READERS = 8
+READERS = 16
+DIGITS = 16
+"""Of a request key, those that are in the index."""
+REFRESH_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,18 @@ class _Entry:
     row: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Of a part's lasting answers: the number of the request key, whether it is a good one, and the row."""
+
+    numbers: NDArray[np.uint64]
+    good: NDArray[np.bool_]
+    places: NDArray[np.int32]
+
+
+_NO_ROWS = _Rows(np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty(0, np.int32))
+
+
 class Archive:
     """The answers of one output, for one run. `find` blocks and may be called from any thread."""
 
@@ -78,6 +96,7 @@ class Archive:
         self._journaled: dict[str, Answer] = {}
         self._wasted: dict[str, Answer] = {}
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._refreshed_s = time.monotonic()
         self._adding = threading.Lock()
         self._reading = threading.Lock()
 
@@ -87,15 +106,34 @@ class Archive:
         for name in others:
             self._journaled.update(_journal_of_other(self._storage, name))
         # this run's own count before the others', with what they cost, unless they are of no use
-        self._wasted = {key: answer for key, answer in journaled.items() if not _is_lasting(answer)}
-        self._journaled.update({key: answer for key, answer in journaled.items() if _is_lasting(answer)})
+        self.take_up(journaled)
         runs = [f"run={name}" for name in (*others, self._run_id)]
         self.add_parts(key for run in runs for key in self._parts_of(run))
 
+    def take_up(self, journaled: Mapping[str, Answer]) -> None:
+        """Use what this run was answered in a shard that it did not commit."""
+        self._wasted.update({key: answer for key, answer in journaled.items() if not _is_lasting(answer)})
+        self._journaled.update({key: answer for key, answer in journaled.items() if _is_lasting(answer)})
+
+    def refresh(self) -> None:
+        """Look for what other processes have committed in this run, unless that was done in the last half minute.
+
+        So an image that several workers come upon is paid for once, except by those that ask about it at the same time
+        or within half a minute. An answer that stands in the journal of another shard only is not seen either.
+        """
+        if time.monotonic() - self._refreshed_s > REFRESH_EVERY_S:
+            self._refreshed_s = time.monotonic()
+            known = set(self._parts)
+            self.add_parts([key for key in self._parts_of(f"run={self._run_id}") if key not in known])
+
     def add_parts(self, keys: Iterable[str]) -> None:
         """Take up parts of `responses`, in the order of their age."""
-        with self._adding, ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
-            found = [self._segment(key, rows) for key, rows in readers.map(self._read_rows, keys)]
+        with ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
+            self._take_up(readers.map(self._read_rows, keys))
+
+    def _take_up(self, parts: Iterable[tuple[str, _Rows]]) -> None:
+        with self._adding:
+            found = [self._segment(key, rows) for key, rows in parts]
             segments = [*self._segments, *([_Segment.merged(found)] if found else [])]
             # as many answers are merged again each time as are new, whatever their number has grown to
             while len(segments) > 1 and len(segments[-2].keys) <= 2 * len(segments[-1].keys):
@@ -131,7 +169,8 @@ class Archive:
         for request_key in request_keys:
             self._journaled.pop(request_key, None)
             self._wasted.pop(request_key, None)
-        self.add_parts([part])
+        # in this thread: each new one would leave memory behind, and there is one part to read
+        self._take_up([self._read_rows(part)])
 
     def _parts_of(self, run: str) -> list[str]:
         names = self._storage.list(f"responses/{run}")
@@ -142,28 +181,24 @@ class Archive:
         found = [entry for segment in self._segments if (entry := segment.find(number)) is not None]
         return max(found, default=None)
 
-    def _read_rows(self, key: str) -> tuple[str, list[tuple[int, int, int]]]:
-        """Of a part's lasting answers: number, whether it is a good one, and row."""
+    def _read_rows(self, key: str) -> tuple[str, _Rows]:
+        """The lasting answers of a part; none if it cannot be read."""
         try:
             with self._storage.open(key) as file:
-                table = pq.read_table(file, columns=["request_key", "status", "error_code"])
-        except (OSError, KeyError, pa.ArrowException, OutputError) as error:
+                table = _columns(file, ["request_key", "status", "error_code"])
+            return key, _lasting_rows(table)
+        except (OSError, KeyError, ValueError, pa.ArrowException, OutputError) as error:
             logger.error("%s: cannot be read, so its answers are not used: %s", self._storage.uri_of(key), error)
-            return key, []
-        return key, [
-            (_number(row["request_key"]), row["status"] != "failed", place)
-            for place, row in enumerate(table.to_pylist())
-            if row["request_key"] and (row["status"] != "failed" or row["error_code"] in LASTING_CODES)
-        ]
+            return key, _NO_ROWS
 
-    def _segment(self, key: str, rows: list[tuple[int, int, int]]) -> _Segment:
-        part = len(self._parts)
+    def _segment(self, key: str, rows: _Rows) -> _Segment:
+        part, count = len(self._parts), len(rows.numbers)
         self._parts.append(key)
         return _Segment(
-            np.array([number for number, _, _ in rows], np.uint64),
-            np.array([part + (BETTER if is_good else 0) for _, is_good, _ in rows], np.int64),
-            np.full(len(rows), part, np.int32),
-            np.array([place for _, _, place in rows], np.int32),
+            rows.numbers,
+            part + np.where(rows.good, np.int64(BETTER), np.int64(0)),
+            np.full(count, part, np.int32),
+            rows.places,
         )
 
     def _read_answer(self, entry: _Entry, request_key: str) -> Answer | None:
@@ -179,7 +214,7 @@ class Archive:
         with self._reading:
             if part not in self._tables:
                 with self._storage.open(self._parts[part]) as file:
-                    self._tables[part] = pq.read_table(file, columns=COLUMNS)
+                    self._tables[part] = _columns(file, COLUMNS)
                 if len(self._tables) > PARTS_IN_MEMORY:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(part)
@@ -188,22 +223,46 @@ class Archive:
 
 def asked_since(storage: Storage, since: datetime) -> int:
     """How many requests the runs of this output have sent since then, as far as they have committed them."""
-    count = 0
-    for run in storage.list("responses"):
-        for name in storage.list(f"responses/{run}"):
-            if name.endswith(".parquet"):
-                count += _asked_in_part(storage, f"responses/{run}/{name}", since)
-    return count
+    keys = (
+        f"responses/{run}/{name}"
+        for run in storage.list("responses")
+        for name in storage.list(f"responses/{run}")
+        if name.endswith(".parquet")
+    )
+    with ThreadPoolExecutor(READERS, "pixscribe-archive") as readers:
+        return sum(readers.map(lambda key: _asked_in_part(storage, key, since), keys))
 
 
 def _asked_in_part(storage: Storage, key: str, since: datetime) -> int:
     try:
         with storage.open(key) as file:
-            rows = pq.read_table(file, columns=["asked_at", "attempts"]).to_pylist()
+            table = _columns(file, ["asked_at", "attempts"])
+        late = pc.greater_equal(table["asked_at"], pa.scalar(since, table["asked_at"].type))
+        return int(pc.sum(table["attempts"].filter(late)).as_py() or 0)
     except (OSError, KeyError, pa.ArrowException, OutputError) as error:
         logger.error("%s: cannot be read, so its requests are not counted: %s", storage.uri_of(key), error)
         return 0
-    return sum(row["attempts"] for row in rows if row["asked_at"] and row["asked_at"] >= since)
+
+
+def _columns(file: BinaryIO, names: list[str]) -> pa.Table:
+    """Some columns of a part. `pq.read_table` would open a data set, for three times the time. Raises KeyError."""
+    return pq.ParquetFile(file, pre_buffer=True).read(names, use_threads=False).select(names)
+
+
+def _lasting_rows(table: pa.Table) -> _Rows:
+    # lists, not Arrow's functions: those let go of the GIL at each call, for which all the other readers wait
+    keys, statuses, codes = (column.to_pylist() for column in table.columns)
+    places = [
+        place
+        for place, (key, status, code) in enumerate(zip(keys, statuses, codes, strict=True))
+        if len(key or "") >= DIGITS and (status != "failed" or code in LASTING_CODES)
+    ]
+    digits = "".join(keys[place][:DIGITS] for place in places)
+    return _Rows(
+        np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64),
+        np.array([statuses[place] != "failed" for place in places], np.bool_),
+        np.array(places, np.int32),
+    )
 
 
 def _is_lasting(answer: Answer) -> bool:
@@ -211,7 +270,7 @@ def _is_lasting(answer: Answer) -> bool:
 
 
 def _number(request_key: str) -> int:
-    return int(request_key[:16], 16)
+    return int(request_key[:DIGITS], 16)
 
 
 def _journal_of_other(storage: Storage, run_id: str) -> Iterator[tuple[str, Answer]]:

@@ -6,7 +6,9 @@ Sorted by (file_name, prompt, index); nothing in `images` and `annotations` depe
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,8 @@ from pixscribe.types import Annotation, ImageRef, ImageStatus, PreparedImage
 
 SCHEMA_VERSION = "1"
 TOTALS_KEY = b"pixscribe.totals"
+READERS = 16
+"""Parts that are looked at at a time: on a bucket each takes several round trips, and a large run has thousands."""
 
 IMAGES = pa.schema(
     [
@@ -143,31 +147,64 @@ def write_shard(
 
 def written_shards(storage: Storage, run_id: str) -> set[str]:
     """The names of the shards that were committed."""
-    parts = storage.list(f"images/run={run_id}")
-    return {part.removeprefix("shard-").removesuffix(".parquet") for part in parts if part.endswith(".parquet")}
+    return {part.removeprefix("shard-").removesuffix(".parquet") for part in _committed_parts(storage, run_id)}
 
 
-def read_totals(storage: Storage, run_id: str, part: str) -> Totals:
-    """What a committed shard came to, from the footer of its responses (`part` is the file's name)."""
+def add_up(storage: Storage, run_id: str) -> Totals:
+    """What the committed shards of a run come to. Raises `OutputError` for a part that cannot be read."""
+    return _sum_over_parts(storage, run_id, _read_totals)
+
+
+def check_parts(storage: Storage, run_id: str) -> Totals:
+    """As `add_up`, and raise `OutputError` also if a part of another table cannot be read.
+
+    Whoever goes on with the run would leave a broken table.
+    """
+    return _sum_over_parts(storage, run_id, _check_shard)
+
+
+def find_totals(storage: Storage, run_id: str, shard: Shard) -> Totals | None:
+    """What a shard came to; None as long as it is not committed."""
+    key = part_key("images", run_id, shard)
+    return _read_totals(storage, run_id, key.rpartition("/")[2]) if storage.exists(key) else None
+
+
+def _sum_over_parts(storage: Storage, run_id: str, read: Callable[[Storage, str, str], Totals]) -> Totals:
+    with ThreadPoolExecutor(READERS, "pixscribe-parts") as readers:
+        return Totals.sum(readers.map(partial(read, storage, run_id), _committed_parts(storage, run_id)))
+
+
+def _committed_parts(storage: Storage, run_id: str) -> list[str]:
+    """Names of files, the same in each table."""
+    return [part for part in storage.list(f"images/run={run_id}") if part.endswith(".parquet")]
+
+
+def _check_shard(storage: Storage, run_id: str, part: str) -> Totals:
+    for table in ("images", "annotations"):
+        _read_footer(storage, f"{table}/run={run_id}/{part}")
+    return _read_totals(storage, run_id, part)
+
+
+def _read_totals(storage: Storage, run_id: str, part: str) -> Totals:
+    """What a committed shard came to, from the footer of its responses."""
     key = f"responses/run={run_id}/{part}"
     try:
+        return Totals.from_json(_read_footer(storage, key)[TOTALS_KEY])
+    except (KeyError, ValueError) as error:
+        raise _no_part(storage, key, error) from error
+
+
+def _read_footer(storage: Storage, key: str) -> Mapping[bytes, bytes]:
+    """What a part says beside its rows."""
+    try:
         with storage.open(key) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        return Totals.from_json(metadata[TOTALS_KEY])
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}") from error
+            return pq.read_metadata(file).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise _no_part(storage, key, error) from error
 
 
-def check_parts(storage: Storage, run_id: str) -> None:
-    """Raise `OutputError` if a part of a committed shard cannot be read: whoever goes on would leave a broken table."""
-    for part in storage.list(f"images/run={run_id}"):
-        for table in ("images", "annotations", "responses") if part.endswith(".parquet") else ():
-            key = f"{table}/run={run_id}/{part}"
-            try:
-                with storage.open(key) as file:
-                    pq.read_metadata(file)
-            except (OSError, pa.ArrowException) as error:
-                raise OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}") from error
+def _no_part(storage: Storage, key: str, error: Exception) -> OutputError:
+    return OutputError(f"{storage.uri_of(key)}: is no part of a run: {error}")
 
 
 def part_key(table: str, run_id: str, shard: Shard) -> str:

@@ -172,6 +172,18 @@ async def test_a_damaged_part_of_another_run_costs_its_answers_and_not_the_run(
     assert "cannot be read, so its answers are not used" in caplog.text
 
 
+async def test_images_that_were_never_asked_about_do_not_disturb_what_is_found(
+    make: MakeConfig, emulator: Emulator, tmp_path: Path
+):
+    source = copy_samples(tmp_path / "in", *FILES[:3])
+    (source / "0-broken.jpg").write_bytes(b"no image")
+    await annotate(make(source={"uri": str(source)}))
+    emulator.books.reset()
+    summary = await annotate(make(source={"uri": str(source)}))
+    assert emulator.books.questions == []
+    assert (summary.totals.images_ok, summary.totals.errors) == (3, {"decode_error": 2})
+
+
 async def test_a_run_that_asks_anew_goes_on_doing_so_after_a_stop(make: MakeConfig, emulator: Emulator):
     await annotate(make())
     emulator.books.reset()
