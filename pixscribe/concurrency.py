@@ -95,11 +95,9 @@ class Capacity:
     @asynccontextmanager
     async def hold(self, weight: int) -> AsyncIterator["Held"]:
         """`acquire` and `release` around a block, in which it may be released early."""
-        held = Held(self, await self.acquire(weight))
-        try:
+        with Held() as held:
+            await held.take(self, weight)
             yield held
-        finally:
-            held.release()
 
     def _admit(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._free:
@@ -118,14 +116,30 @@ class Capacity:
 
 
 class Held:
-    """A part of a `Capacity`, to be released once."""
+    """Parts of capacities that are released together, at the end of a block or before."""
 
-    def __init__(self, capacity: Capacity, weight: int) -> None:
-        self._capacity = capacity
-        self._weight = weight
+    def __init__(self) -> None:
+        self._parts: dict[Capacity, int] = {}
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    async def take(self, capacity: Capacity, weight: int) -> None:
+        """Wait for a part of `capacity`, once for each. Take them in one order everywhere."""
+        self._parts[capacity] = await capacity.acquire(weight)
+
+    def shrink(self, capacity: Capacity, weight: int) -> None:
+        """Give back what is more than `weight`."""
+        spare = self._parts[capacity] - weight
+        if spare > 0:
+            self._parts[capacity] = weight
+            capacity.release(spare)
 
     def release(self) -> None:
-        """Give it back; the second time does nothing."""
-        weight, self._weight = self._weight, 0
-        if weight:
-            self._capacity.release(weight)
+        """Give everything back; the second time does nothing."""
+        while self._parts:
+            capacity, weight = self._parts.popitem()
+            capacity.release(weight)

@@ -17,11 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from pixscribe.errors import ConfigError
+from pixscribe.objects import AZURE_SCHEMES, BUCKET_SCHEMES
 from pixscribe.types import Kind
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 EMULATOR = "emulator"
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
+_AZURE_ACCOUNT = re.compile(r"[a-z0-9$-]{1,63}@[a-z0-9]{3,24}\.(?:dfs|blob)\.[a-z0-9.-]+")
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
 IMAGE_GLOBS = tuple(
     f"*.{extension}"
     for extension in (
@@ -46,20 +53,34 @@ class SourceConfig(Section):
     """Where the images are."""
 
     uri: Annotated[str, Field(min_length=1)]
-    """A folder or s3://bucket/prefix, searched recursively."""
+    """A folder, or a prefix in a bucket of s3://, gs:// or abfs://, searched recursively. Or files in one, with `*`,
+    `?`, `[...]` and `{000..009}`: a manifest of paths and URLs (.csv, .jsonl, .txt, each also .gz, .parquet), images in
+    Parquet as Hugging Face datasets has them (.parquet), or plain tars as WebDataset has them (.tar)."""
+    uri_column: Annotated[str, Field(min_length=1)] | None = None
+    """The column of a manifest or a Parquet file that names or holds the images. null: `image` if it holds any, else
+    the first there is of uri, url, path, image, image_url, file_name, filename."""
+    name_column: Annotated[str, Field(min_length=1)] | None = None
+    """The column that gives the value of `file_name`. null: the relative path, or host and path of a URL."""
+    allow_private_hosts: bool = False
+    """Whether a URL of a manifest may lead to this machine or into its network."""
     include: Texts = IMAGE_GLOBS
-    """Gitignore-style globs on the relative path, without regard to case. Default: the supported extensions."""
+    """Gitignore-style globs on the relative path, without regard to case. Default: the supported extensions; in a
+    manifest or a Parquet file, everything."""
     exclude: Texts = ()
     """Globs of what to leave out again."""
     limit: Annotated[int, Field(ge=1, le=10**12)] | None = None
-    """Take only the first N images in the order of their names."""
+    """Take only the first N images, in the order of their names or of the manifest."""
     only_new: bool = False
     """Skip what this output already holds for the same question. Not available yet."""
 
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
-        return _check_scheme(uri, "a folder or s3://bucket/prefix")
+        if uri.startswith("hf://"):
+            raise ValueError(
+                "should be a local copy (`hf download --repo-type dataset`) or a manifest of its https:// URLs"
+            )
+        return _check_scheme(uri, "a folder or s3://bucket/prefix (or gs://, abfs://)")
 
     @field_validator("include", "exclude")
     @classmethod
@@ -96,8 +117,8 @@ class ModelConfig(Section):
     base_url: str = DEFAULT_BASE_URL
     """The API's origin, or `emulator` for the built-in one, which needs no key."""
     transport: Literal["files", "inline", "url", "auto"] = "files"
-    """How an image travels: uploaded once (files), inside each request (inline), as its public URL (url), or as its
-    size and the number of prompts suggest (auto)."""
+    """How an image travels: uploaded once (files), inside each request (inline), as its public URL (url; what has none
+    or has to be converted is uploaded), or as its size and the number of prompts suggest (auto)."""
     service_tier: Literal["standard", "flex", "priority"] = "standard"
     """flex costs half and may take minutes."""
     thinking_level: Literal["minimal", "low", "medium", "high"] | None = "minimal"
@@ -112,15 +133,6 @@ class ModelConfig(Section):
     """How many tokens an image is turned into."""
     api_key_block: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
     """The name of a Prefect Secret block that holds the key. null: the environment variable GEMINI_API_KEY."""
-
-    @field_validator("transport")
-    @classmethod
-    def _url_is_to_come(cls, transport: str) -> str:
-        if transport == "url":
-            raise ValueError(
-                "needs a source of public URLs, which this version does not read; allowed: files, inline, auto"
-            )
-        return transport
 
     @field_validator("base_url")
     @classmethod
@@ -162,7 +174,7 @@ class LimitsConfig(Section):
     """How hard to lean on the API."""
 
     requests_per_minute: Annotated[float, Field(gt=0, le=10_000_000)] = 1000
-    """Sustained rate of questions, over all prompts."""
+    """Sustained rate of questions, over all prompts and workers."""
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Input tokens, estimated before sending and corrected by the answer."""
     requests_per_day: Annotated[int, Field(ge=1, le=10**12)] | None = None
@@ -170,12 +182,15 @@ class LimitsConfig(Section):
     on_daily_quota: Literal["stop", "wait"] = "stop"
     """When a day's quota is used up, this one or the service's: end the run, resumable, or sit out the day."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Requests in flight, uploads included; fewer while the service is overloaded."""
+    """Requests in flight, uploads included, in each process that labels: with Dask or Ray, in each worker process.
+    Fewer while the service is overloaded."""
     budget_usd: Annotated[float, Field(gt=0)] | None = None
-    """The run stops, resumable, before a request could pass this sum."""
+    """The run stops, resumable, before a request of any worker could pass this sum. What a worker that died had set
+    aside of it, for requests in flight, is not used by the others."""
     shared_as: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
     """Runs that give the same name here keep to these quotas together, on any number of machines, by way of global
-    concurrency limits of that name in the Prefect server that PREFECT_API_URL names."""
+    concurrency limits of that name in the Prefect server that PREFECT_API_URL names. The workers of one run do so
+    without it."""
 
 
 class RetryConfig(Section):
@@ -196,26 +211,39 @@ class RetryConfig(Section):
 class ExecutionConfig(Section):
     """Where the work is done."""
 
-    engine: Literal["local"] = "local"
-    """This process. Dask and Ray are to come."""
-    address: str | None = None
-    """Of a scheduler; unused by the local engine."""
+    engine: Literal["local", "dask", "ray"] = "local"
+    """This process, or the workers of a Dask or Ray cluster, which need `pip install 'pixscribe[dask]'` or `[ray]`."""
+    address: Annotated[str, Field(min_length=1)] | None = None
+    """Of a cluster that is there: tcp://host:8786 of Dask's scheduler; host:6379 of Ray's head, on a machine of the
+    cluster, or ray://host:10001. Its workers need this package, GEMINI_API_KEY, the source, the output and a Prefect
+    server that they can reach. null: a cluster on this machine, as long as the run."""
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Worker processes of a cluster on this machine. null: one for each core."""
     shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Images in one part file and one set of Prefect task runs."""
+    """Images in one part file and one Prefect task run."""
     shards_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
-    """Two let the uploads of the next shard overlap the prompts of this one."""
+    """For each process that labels. Two let the uploads of the next shard overlap the prompts of this one."""
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> Self:
+        for key, value in (("address", self.address), ("workers", self.workers)):
+            if value is not None and self.engine == "local":
+                raise ValueError(f"{key}: {value!r} is of use to the engines dask and ray only")
+        if self.address is not None and self.workers is not None:
+            raise ValueError(f"workers: {self.workers} is for a cluster on this machine; that at address has its own")
+        return self
 
 
 class OutputConfig(Section):
     """Where the tables go."""
 
     uri: Annotated[str, Field(min_length=1)]
-    """A folder or s3://bucket/prefix; many runs share one."""
+    """A folder, or a prefix in a bucket of s3://, gs:// or abfs://; many runs share one."""
 
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
-        return _check_scheme(uri, "a folder or s3://bucket/prefix")
+        return _check_scheme(uri, "a folder or s3://bucket/prefix (or gs://, abfs://)")
 
 
 class RunConfig(Section):
@@ -432,7 +460,7 @@ def _explain(detail: ErrorDetails) -> str:
 
 def _may_hold_a_secret(path: str, value: Any) -> bool:
     """A URL may hold a password, which is not to be repeated."""
-    return path == "model.base_url" or (path.endswith(".uri") and str(value).startswith("s3:"))
+    return path == "model.base_url" or (path.endswith(".uri") and ":" in str(value).removeprefix("file:"))
 
 
 def _key_path(loc: Sequence[int | str]) -> str:
@@ -492,17 +520,28 @@ def _all_key_paths(section: type[Section], prefix: str) -> Iterator[str]:
 
 def _check_scheme(uri: str, allowed: str) -> str:
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    if scheme not in ("file", "s3"):
+    if scheme not in ("file", *BUCKET_SCHEMES):
         raise ValueError(f"should be {allowed}")
     if uri.startswith("file://") and not uri.startswith("file:///"):
         raise ValueError("should be file:/// and an absolute path")
-    if scheme == "s3" and not urlsplit(uri).netloc:
-        raise ValueError("should name a bucket after s3://")
-    if scheme == "s3" and set("@:") & set(uri.removeprefix("s3://").partition("/")[0]):
-        raise ValueError("should hold no key or password; those come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if scheme in BUCKET_SCHEMES:
+        _check_bucket(scheme, uri.partition("://")[2].partition("/")[0])
+        if re.search(r"\?\S*(?:sig|signature)=", uri, re.IGNORECASE):
+            raise ValueError("should hold no signature; credentials come from the environment variables of the cloud")
     if "\0" in uri:
         raise ValueError("should hold no NUL character")
     return uri
+
+
+def _check_bucket(scheme: str, authority: str) -> None:
+    is_azure = scheme in AZURE_SCHEMES
+    if not authority:
+        raise ValueError(f"should name a bucket after {scheme}://")
+    if is_azure and _AZURE_ACCOUNT.fullmatch(authority):
+        return
+    if set("@:") & set(authority):
+        variables = _CREDENTIALS["abfs" if is_azure else scheme]
+        raise ValueError(f"should hold no key or password; those come from {variables}")
 
 
 def _overlaps(source_uri: str, output_uri: str) -> bool:
@@ -518,6 +557,11 @@ def _absolute(uri: str) -> str:
 
 
 def _place(uri: str) -> tuple[str, ...]:
-    if uri.startswith("s3://"):
-        return ("s3:", *(part for part in uri[5:].split("/") if part))
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme in BUCKET_SCHEMES:
+        authority, _, prefix = rest.partition("/")
+        container = authority.partition("@")[0]
+        kind = "abfs" if scheme in AZURE_SCHEMES else scheme
+        # one container has many spellings, so those of equal names in two accounts count as one as well
+        return (f"{kind}:", container if kind == "abfs" else authority, *(part for part in prefix.split("/") if part))
     return ("file:", *(part for part in os.path.realpath(uri.removeprefix("file://")).split("/") if part))

@@ -8,6 +8,7 @@ PixscribeError
 │   ├── QuotaExhausted          a daily quota is used up             exit 3
 │   ├── BudgetExhausted         limits.budget_usd is spent           exit 3
 │   ├── OutputError             the output cannot be written         exit 3
+│   │   ├── LockHeld                a living process has what is locked  exit 3
 │   │   └── LockLost                another process has taken the run    exit 3
 │   ├── OutageError             the service does not answer          exit 3
 │   └── HopelessRun             a whole shard failed for one reason  exit 3
@@ -67,6 +68,10 @@ class BudgetExhausted(RunError):
 
 class OutputError(RunError):
     """The output cannot be written or read."""
+
+
+class LockHeld(OutputError):
+    """A living process has the lock."""
 
 
 class LockLost(OutputError):

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from pixscribe.archive import Archive
 from pixscribe.asking import Answer, Asker, read_again, unasked
-from pixscribe.concurrency import Capacity, SingleFlight, gather_or_cancel
+from pixscribe.concurrency import Capacity, Held, SingleFlight, gather_or_cancel
 from pixscribe.config import RunConfig
 from pixscribe.errors import (
     DecodeError,
@@ -32,11 +32,12 @@ from pixscribe.errors import (
 from pixscribe.gemini import File, ImagePart
 from pixscribe.image import ImageRules, prepare_image, read_header
 from pixscribe.journal import Journal
-from pixscribe.lock import RunLock
+from pixscribe.lock import LeadersLock, RunLock
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question
+from pixscribe.reading import is_url, read_image
 from pixscribe.source import Shard, read_shard
-from pixscribe.storage import Storage, read_image
+from pixscribe.storage import Storage
 from pixscribe.tables import Labelled, ShardRows, make_rows, part_key, write_shard
 from pixscribe.types import ErrorCode, ImageRef, PreparedImage
 from pixscribe.uploads import Uploader
@@ -47,7 +48,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HELD_BYTES = 512 * 1024 * 1024
-"""Image bytes in memory at a time, over all shards in flight."""
+"""Bytes of image files in memory at a time, over all shards in flight, and of images that were encoded again."""
 LEAST_IMAGES = 64
 """On their way at a time, of all shards together; more if there may be more than half as many requests in flight."""
 DECODED_PIXELS = 100_000_000
@@ -58,6 +59,11 @@ AUTO_INLINE_BYTES = 1024 * 1024
 """Below this many bytes over all prompts, sending an image with each question beats two more requests to upload it."""
 GRACE_S = 5.0
 """How long a stopped run waits for answers to what it has sent."""
+UNKNOWN_BYTES = 4 * 1024 * 1024
+"""What an image is taken to have whose size is not known before it is read."""
+URL_TYPES = frozenset(("image/jpeg", "image/png", "image/webp"))
+URL_LIMIT_BYTES = 100_000_000
+"""What the service fetches by itself, by type and size; see "Image understanding", read 2026-11."""
 HOPELESS_IMAGES = 20
 """So many images have to fail in one way before that says something about the rest."""
 HOPELESS_CODES: frozenset[ErrorCode] = frozenset(
@@ -71,7 +77,7 @@ HOPELESS_CODES: frozenset[ErrorCode] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ReadyImage:
-    """An image that can be asked about: as a file of the service, or with its bytes in `image.data`.
+    """An image that can be asked about: as a file of the service, by its own `url`, or with its bytes in `image.data`.
 
     `known` holds the answers that need not be asked for, by the name of the question; with all of them there, the image
     was not uploaded either.
@@ -80,12 +86,15 @@ class ReadyImage:
     image: PreparedImage
     file: File | None = None
     known: Mapping[str, Answer] = field(default_factory=dict)
+    url: str | None = None
 
     def part(self, resolution: str | None) -> ImagePart:
         """How it stands in a question."""
         mime_type = self.image.sent_mime_type
         if self.file is not None:
             return ImagePart(mime_type, uri=self.file.uri, resolution=resolution)
+        if self.url is not None:
+            return ImagePart(mime_type, uri=self.url, resolution=resolution)
         return ImagePart(mime_type, data=self.image.data, resolution=resolution)
 
 
@@ -116,14 +125,17 @@ class Labeller:
     uploader: Uploader
     journal: Journal
     archive: Archive
-    lock: RunLock
+    lock: RunLock | LeadersLock
     tally: Tally
     _asked: SingleFlight[Answer] = field(default_factory=SingleFlight)
     _asking: set[asyncio.Task[Answer]] = field(default_factory=set)
     _bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
+    _encoded_bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
     _places: Capacity = field(init=False)
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
+    # they wait for the network, and apart from the others, whom slow hosts must not keep from their work
+    _fetchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "pixscribe-fetch"))
     # as many as can run at a time: each thread keeps the memory of the largest image that it has decoded
     _decoders: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(os.cpu_count() or 1, "pixscribe-decode")
@@ -132,14 +144,17 @@ class Labeller:
     def __post_init__(self) -> None:
         self._places = Capacity(max(LEAST_IMAGES, 2 * self.config.limits.concurrency))
 
-    async def label(self, shard: Shard) -> Totals:
-        """Label the images of a shard and commit its rows. Raises `HopelessRun` if all its images failed in one way."""
+    async def label(self, shard: Shard, check: Callable[[], None] | None = None) -> Totals:
+        """Label the images of a shard and commit its rows. Raises `HopelessRun` if all its images failed in one way.
+
+        `check` raises when the shard is not ours any more; without it, `lock.check` does for the run.
+        """
         refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
         work = ShardWork(shard.name, refs, [None] * len(refs))
         await gather_or_cancel(self._label_one(work, index) for index in range(len(refs)))
         rows = await self._in_thread(make_rows, [each for each in work.labelled if each], self.questions, work.uploads)
         _check_hope(rows, self.questions)
-        await self._in_thread(write_shard, self.storage, self.run_id, shard, rows, self.lock.check)
+        await self._in_thread(write_shard, self.storage, self.run_id, shard, rows, check or self.lock.check)
         await self._forget(shard, work)
         self.tally.count_shard(rows.totals)
         logger.info("shard %s: %s", shard.name, rows.totals.describe())
@@ -173,7 +188,7 @@ class Labeller:
         for task in sent:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
-        for threads in (self._threads, self._decoders):
+        for threads in (self._threads, self._fetchers, self._decoders):
             threads.shutdown(wait=False, cancel_futures=True)
         await self.journal.flush()
 
@@ -190,8 +205,8 @@ class Labeller:
 
     async def _read_and_ask(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """The bytes are held until they are uploaded; without an upload, until all questions are answered."""
-        async with self._bytes.hold(ref.size_bytes or 0) as held:
-            ready = await self._get_ready(work, ref)
+        async with self._bytes.hold(UNKNOWN_BYTES if ref.size_bytes is None else ref.size_bytes) as held:
+            ready = await self._get_ready(work, ref, held)
             if not ready.image.data:
                 held.release()
             answers = await self._answers(work, ref, ready)
@@ -201,8 +216,8 @@ class Labeller:
         answers = await gather_or_cancel(self._answer(work, ref, ready, question) for question in self.questions)
         return {question.name: answer for question, answer in zip(self.questions, answers, strict=True)}
 
-    async def _get_ready(self, work: ShardWork, ref: ImageRef) -> ReadyImage:
-        image = await self._prepare(ref)
+    async def _get_ready(self, work: ShardWork, ref: ImageRef, held: Held) -> ReadyImage:
+        image = await self._prepare(ref, held)
         known = await self._recall(image)
         if len(known) == len(self.questions):
             return ReadyImage(replace(image, data=b""), known=known)
@@ -224,24 +239,35 @@ class Labeller:
             if (answer := found.get(question.name)) is not None
         }
 
-    async def _prepare(self, ref: ImageRef) -> PreparedImage:
+    async def _prepare(self, ref: ImageRef, held: Held) -> PreparedImage:
+        """Read an image and, if it cannot be sent as it is, encode it again; `held` then holds those bytes too."""
         if ref.error is not None:
             raise ReadError(ref.error)
         rules = ImageRules(self.config.image.max_side_px, self.config.image.max_pixels)
         try:
-            image = await self._in_thread(_read_plain, ref.uri, rules)
+            read = functools.partial(_read_plain, rules, ref.uri, self.config.source.allow_private_hosts, self._is_over)
+            threads = self._threads if ref.uri.startswith("file:") else self._fetchers
+            image = await asyncio.get_running_loop().run_in_executor(threads, read)
             if isinstance(image, PreparedImage):
                 return image
-            async with self._pixels.hold(image.decode_px):
-                decoding = self._decoders.submit(prepare_image, image.data, rules)
-                return await asyncio.wrap_future(decoding)
+            return await self._encode_again(image, rules, held)
         except MemoryError as error:
             raise DecodeError("needs more memory than there is", code="too_large") from error
+
+    async def _encode_again(self, image: "_Undecoded", rules: ImageRules, held: Held) -> PreparedImage:
+        # before the pixels, for uploads that stall must not let encoded images pile up
+        await held.take(self._encoded_bytes, image.decode_px)
+        async with self._pixels.hold(image.decode_px):
+            encoded = await asyncio.wrap_future(self._decoders.submit(prepare_image, image.data, rules))
+        held.shrink(self._encoded_bytes, len(encoded.data))
+        return encoded
 
     async def _transport(self, work: ShardWork, ref: ImageRef, image: PreparedImage) -> ReadyImage:
         """Upload the image, unless it travels inside the questions, or has to."""
         if self._travels_inline(image):
             return ReadyImage(image)
+        if self._travels_as_url(ref, image):
+            return ReadyImage(replace(image, data=b""), url=ref.uri)
         may_go_inline = self.config.model.transport == "auto" and len(image.data) <= INLINE_LIMIT_BYTES
         self.uploader.hold(image.sent_sha256)
         work.uploaded.append(image.sent_sha256)
@@ -264,6 +290,19 @@ class Labeller:
             raise ImageError(message, code="too_large")
         is_small = size_bytes * len(self.questions) <= AUTO_INLINE_BYTES
         return transport == "inline" or (transport == "auto" and is_small)
+
+    def _travels_as_url(self, ref: ImageRef, image: PreparedImage) -> bool:
+        """Whether the service can fetch by itself just what it would be sent."""
+        is_untouched = image.sent_sha256 == image.image_id and image.size_bytes <= URL_LIMIT_BYTES
+        return (
+            self.config.model.transport == "url"
+            and is_url(ref.uri)
+            and is_untouched
+            and image.sent_mime_type in URL_TYPES
+        )
+
+    def _is_over(self) -> bool:
+        return self.asker.stopped_by is not None
 
     async def _answer(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
         key = self.asker.request_key(question, ready.image.sent_sha256)
@@ -299,21 +338,42 @@ class Labeller:
             with suppress(RunError):  # it fails for what ends the run anyway
                 self.journal.add(work.shard, answer.after(self.archive.wasted(key)))
 
-        answer = await self.asker.ask(question, part, key, lambda: self._renew(ref, ready), book)
+        answer = await self.asker.ask(question, part, key, lambda: self._renew(work, ref, ready), book)
+        if ready.url is not None and answer.error_code == "request_refused":  # it could not fetch it, or not as it is
+            with suppress(ImageError):
+                ready = await self._upload_instead(work, ref, ready)
+                part = ready.part(self.config.model.resolution)
+                again = await self.asker.ask(question, part, key, lambda: self._renew(work, ref, ready), book)
+                answer = again.after(answer)
         answer = answer.after(self.archive.wasted(key))
         if answer.text is not None:  # there are words, so there is a bill
             self.journal.add(work.shard, answer)
         return answer
 
-    async def _renew(self, ref: ImageRef, ready: ReadyImage) -> ImagePart | None:
-        """Upload the image once more; None if it was not uploaded in the first place."""
-        if ready.file is None:
+    async def _renew(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ImagePart | None:
+        """Upload the image once more, or in place of its URL; None if it was sent inside the question."""
+        if ready.file is None and ready.url is None:
             return None
-        image = await self._prepare(ref)
+        return (await self._upload_instead(work, ref, ready)).part(self.config.model.resolution)
+
+    async def _upload_instead(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ReadyImage:
+        with Held() as held:
+            image = await self._prepare(ref, held)
+            return await self._uploaded_instead(work, ref, ready, image)
+
+    async def _uploaded_instead(
+        self, work: ShardWork, ref: ImageRef, ready: ReadyImage, image: PreparedImage
+    ) -> ReadyImage:
         if image.sent_sha256 != ready.image.sent_sha256:
-            raise ReadError("changed since it was uploaded, and the upload is gone", code="changed_during_run")
-        file = await self.uploader.upload_again(image, ref.file_name, ready.file)
-        return ReadyImage(image, file).part(self.config.model.resolution)
+            raise ReadError("changed since it was read first, and has to be uploaded now", code="changed_during_run")
+        if ready.file is not None:
+            file = await self.uploader.upload_again(image, ref.file_name, ready.file)
+        else:
+            self.uploader.hold(image.sent_sha256)
+            work.uploaded.append(image.sent_sha256)
+            file, uploaded = await self.uploader.upload(image, ref.file_name)
+            work.uploads += uploaded
+        return replace(ready, file=file, url=None)
 
     def _count_image(self, labelled: Labelled) -> None:
         answers = labelled.answers.values()
@@ -332,9 +392,11 @@ class _Undecoded:
     decode_px: int
 
 
-def _read_plain(uri: str, rules: ImageRules) -> PreparedImage | _Undecoded:
+def _read_plain(
+    rules: ImageRules, uri: str, allow_private_hosts: bool, is_over: Callable[[], bool]
+) -> PreparedImage | _Undecoded:
     """Read an image, and prepare it at once if that takes no pixels."""
-    data = read_image(uri)
+    data = read_image(uri, allow_private_hosts=allow_private_hosts, is_over=is_over)
     header = read_header(data, rules)
     return _Undecoded(data, header.decode_px) if header.needs_pixels else prepare_image(data, rules)
 

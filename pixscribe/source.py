@@ -1,5 +1,6 @@
 """What is to be labelled: the scan of a source, the manifest that fixes it, and its cut into shards."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,9 +10,13 @@ import pathspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pixscribe.config import SourceConfig
-from pixscribe.errors import ConfigError, OutputError
-from pixscribe.storage import Storage, open_storage
+from pixscribe.config import IMAGE_GLOBS, SourceConfig
+from pixscribe.errors import ConfigError, OutputError, ReadError
+from pixscribe.manifests import list_text
+from pixscribe.parquet_images import list_parquet
+from pixscribe.places import SourceFile, find_files, names_files
+from pixscribe.storage import Storage, open_storage, reason
+from pixscribe.tarfiles import list_tar
 from pixscribe.types import ImageRef
 
 MANIFEST_SCHEMA = pa.schema(
@@ -37,18 +42,29 @@ class Shard:
 
 
 def scan(source: SourceConfig) -> Iterator[ImageRef]:
-    """Every image of the source, in the byte order of the names, `limit` at most.
+    """Every image of the source, `limit` at most.
 
-    What matches `include` but cannot be read (a dangling link, a pipe, a folder without permission) comes with `error`;
-    links to folders are not followed, and a link out of the source is an error. Raises `ConfigError` if the source
-    does not exist.
+    Those of a folder come in the byte order of their names; those of a manifest, a Parquet file or a tar in its own
+    order, so that `limit` means its first lines. The rows of a shard are sorted in any case, and nothing else depends
+    on the order.
+
+    What matches `include` but cannot be read (a dangling link, a pipe, a folder without permission, an empty line)
+    comes with `error`; links to folders are not followed, and a link out of the source is an error. The names in a list
+    or a Parquet file need not end in anything, so there the default of `include` takes everything. Raises
+    `ConfigError` if the source does not exist or is not what it is called.
     """
-    found = (ref for ref in _walk(source) if _wanted(ref, _globs(source.include), _globs(source.exclude)))
+    _check_columns(source)
+    include, exclude = _globs(source.include), _globs(source.exclude)
+    if names_files(source.uri):
+        found = (ref for ref, is_listed in _look_into(source) if _taken(ref, is_listed, source, include, exclude))
+    else:
+        found = (ref for ref in _walk(source) if _wanted(ref, include, exclude))
     yield from islice(found, source.limit)
 
 
+@lru_cache(maxsize=16)  # who asks again gets no other look: if all has gone since, the scan will tell
 def require_images(source: SourceConfig) -> None:
-    """Raise `ConfigError`, with what to do, if the source holds nothing to label."""
+    """Raise `ConfigError`, with what to do, if the source holds nothing to label. Looks for its first image only."""
     if next(scan(source), None) is None:
         raise _no_images(source)
 
@@ -124,20 +140,14 @@ class Shards:
 
 def read_shard(output_uri: str, key: str, shard: Shard) -> list[ImageRef]:
     """The images of one shard."""
-    group = _read_rows(output_uri, key, shard.start)
-    return list(group.refs[shard.start - group.start : shard.stop - group.start])
+    size = _group_size(output_uri, key)
+    rows = _read_group(output_uri, key, shard.start // size).slice(shard.start % size, shard.stop - shard.start)
+    return [ImageRef(**row) for row in rows.to_pylist()]
 
 
 def _no_images(source: SourceConfig) -> ConfigError:
     patterns = ", ".join(source.include)
     return ConfigError(f"source.uri: {source.uri!r} holds no image that source.include ({patterns}) takes")
-
-
-@dataclass(frozen=True, slots=True)
-class _RowGroup:
-    start: int
-    stop: int
-    refs: tuple[ImageRef, ...]
 
 
 def _walk(source: SourceConfig) -> Iterator[ImageRef]:
@@ -149,6 +159,50 @@ def _walk(source: SourceConfig) -> Iterator[ImageRef]:
         raise ConfigError(f"source.uri: {source.uri!r} is no folder") from error
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"source.uri: {source.uri!r} cannot be listed: {error}") from error
+
+
+def _check_columns(source: SourceConfig) -> None:
+    has_columns = names_files(source.uri) and re.search(r"\.(csv|jsonl|parquet)(\.gz)?$", source.uri.lower())
+    for key in ("uri_column", "name_column"):
+        if getattr(source, key) is not None and not has_columns:
+            raise ConfigError(
+                f"source.{key}: only .csv, .jsonl and .parquet files have columns; {source.uri!r} has none"
+            )
+
+
+def _look_into(source: SourceConfig) -> Iterator[tuple[ImageRef, bool]]:
+    """What the files of the source hold, and whether it was listed there, under a name that may end in anything.
+
+    A source whose first file is of no use is a mistake; any other such file is a row.
+    """
+    for number, file in enumerate(find_files(source.uri)):
+        try:
+            yield from _look_into_file(file, source)
+        except (OSError, ReadError, pa.ArrowException, ConfigError) as error:
+            problem = error if isinstance(error, ConfigError) else _unreadable(file, error)
+            if number == 0:
+                raise problem from error
+            yield ImageRef(f"{file.name}:end", file.uri, None, str(problem)), True
+
+
+def _look_into_file(file: SourceFile, source: SourceConfig) -> Iterator[tuple[ImageRef, bool]]:
+    kind = file.name.lower().rpartition(".")[2]
+    if kind == "tar":
+        return ((ref, False) for ref in list_tar(file))
+    refs = list_parquet(file, source) if kind == "parquet" else list_text(file, source)
+    return ((ref, True) for ref in refs)
+
+
+def _unreadable(file: SourceFile, error: Exception) -> ConfigError:
+    return ConfigError(f"source.uri: {file.name!r} cannot be read: {reason(error)}")
+
+
+def _taken(ref: ImageRef, is_listed: bool, source: SourceConfig, include: Globs, exclude: Globs) -> bool:
+    """What could not be read may be anything, as a folder may; only `exclude` can silence it."""
+    name = ref.file_name.lower()
+    takes_all = is_listed and (source.include == IMAGE_GLOBS or ref.error is not None)
+    is_damage = ref.error is not None and "#" not in ref.uri
+    return (takes_all or is_damage or include.match_file(name)) and not (source.exclude and exclude.match_file(name))
 
 
 def _wanted(ref: ImageRef, include: Globs, exclude: Globs) -> bool:
@@ -167,21 +221,14 @@ def _manifest_table(refs: list[ImageRef]) -> pa.Table:
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
-def _read_rows(output_uri: str, key: str, row: int) -> _RowGroup:
-    # the newest groups only: neighbouring shards share one, and all of a manifest would not fit
-    return _read_group(output_uri, key, row // _group_size(output_uri, key))
-
-
 @lru_cache(maxsize=8)
 def _group_size(output_uri: str, key: str) -> int:
     with open_storage(output_uri).open(key) as file:
         return int(max(1, pq.ParquetFile(file).metadata.row_group(0).num_rows))
 
 
-@lru_cache(maxsize=4)
-def _read_group(output_uri: str, key: str, number: int) -> _RowGroup:
+# the newest groups only: neighbouring shards share one, and all of a manifest would not fit
+@lru_cache(maxsize=2)
+def _read_group(output_uri: str, key: str, number: int) -> pa.Table:
     with open_storage(output_uri).open(key) as file:
-        table = pq.ParquetFile(file).read_row_group(number)
-    refs = tuple(ImageRef(**row) for row in table.to_pylist())
-    start = number * _group_size(output_uri, key)
-    return _RowGroup(start, start + len(refs), refs)
+        return pq.ParquetFile(file).read_row_group(number)

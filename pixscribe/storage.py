@@ -5,38 +5,32 @@ addressed by key but by its exact, percent-encoded URI.
 """
 
 import builtins
-import configparser
 import fcntl
 import os
-import shutil
+import re
 import stat
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import quote, unquote, unquote_to_bytes
+from typing import BinaryIO
+from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import S3Store
 
 from pixscribe.errors import DecodeError, OutputError, ReadError
+from pixscribe.objects import BUCKET_SCHEMES
 from pixscribe.types import ImageRef
 
-if TYPE_CHECKING:
-    from obstore import PutMode
-
-SPOOLED_BYTES = 16 * 1024 * 1024
-"""What is written to a bucket waits in memory up to this size, then in a temporary file."""
 SWAP_TRIES = 100
 MAX_IMAGE_BYTES = 512 * 1024 * 1024
 """A larger file is no image that a model would be asked about, and one that has to fit into memory."""
+
+
+_is_plain = re.compile(r"[A-Za-z0-9_.~-]+").fullmatch
+_is_plain_bytes = re.compile(rb"[A-Za-z0-9_.~-]+").fullmatch
 
 
 class Storage(ABC):
@@ -111,10 +105,18 @@ class Storage(ABC):
 
 
 def open_storage(uri: str) -> Storage:
-    """The place that a URI of the configuration names: `s3://bucket/prefix`, or a folder with or without `file://`."""
-    if uri.startswith("s3://"):
-        return Bucket(uri)
-    return Folder(uri)
+    """The place that a URI of the configuration names: a bucket of any cloud, or a folder with or without `file://`."""
+    if not is_bucket(uri):
+        return Folder(uri)
+    from pixscribe.buckets import Bucket  # brings a library for each cloud, which most runs do without
+
+    return Bucket(uri)
+
+
+def is_bucket(uri: str) -> bool:
+    """Whether a URI leads into a bucket."""
+    scheme, separator, _ = uri.partition("://")
+    return bool(separator) and scheme in BUCKET_SCHEMES
 
 
 def read_image(uri: str) -> bytes:
@@ -123,9 +125,86 @@ def read_image(uri: str) -> bytes:
     Raises `ReadError` when they cannot be had or change while they are read, `DecodeError` (too_large) above 512 MiB.
     """
     try:
-        return _read_object(uri) if uri.startswith("s3://") else _read_file(_local_path(uri))
+        if not is_bucket(uri):
+            return read_file(local_path(uri))
+        from pixscribe.buckets import read_object
+
+        return read_object(uri)
     except (OSError, pa.ArrowException) as error:
-        raise ReadError(f"cannot be read: {_reason(error)}") from error
+        raise ReadError(f"cannot be read: {reason(error)}") from error
+
+
+@contextmanager
+def open_uri(uri: str) -> Iterator[BinaryIO]:
+    """What an exact URI leads to, to read at random. Raises FileNotFoundError, OSError."""
+    if is_bucket(uri):
+        from pixscribe.buckets import open_object
+
+        with open_object(uri) as file:
+            yield file
+    else:
+        with open(_opened(local_path(uri)), "rb") as file:
+            yield file
+
+
+def local_path(uri: str) -> bytes:
+    """The path that an exact `file://` URI means."""
+    return unquote_to_bytes(uri.removeprefix("file://"))
+
+
+def quoted(name: str | bytes) -> str:
+    """One part of an exact URI, percent-encoded; what most names look like needs no look at each letter."""
+    if isinstance(name, str):
+        return name if _is_plain(name) else quote(name, safe="")
+    return name.decode("ascii") if _is_plain_bytes(name) else quote(name, safe="")
+
+
+def read_file(path: bytes) -> bytes:
+    """All of a file. Raises OSError or `ReadError` when it cannot be had or changes, `DecodeError` above 512 MiB."""
+    with open(_opened(path), "rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        check_size(before.st_size)
+        data = file.readall()
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        raise ReadError("changed while it was read", code="changed_during_run")
+    return data
+
+
+def read_file_range(path: bytes, start: int, length: int) -> bytes:
+    """`length` bytes of a file from `start`. Raises as `read_file` does, and when there are fewer."""
+    check_size(length)
+    with open(_opened(path), "rb") as file:
+        file.seek(start)
+        data = file.read(length)
+    if len(data) != length:
+        raise ReadError(f"ends before byte {start + length}", code="changed_during_run")
+    return data
+
+
+def check_size(size_bytes: int) -> None:
+    """Raise `DecodeError` (too_large) for what is no image that would be asked about."""
+    if size_bytes > MAX_IMAGE_BYTES:
+        raise DecodeError(f"{size_bytes} bytes exceed the {MAX_IMAGE_BYTES} that are read", code="too_large")
+
+
+@contextmanager
+def as_output_errors(place: str, done: str) -> Iterator[None]:
+    """What a place refuses comes out as `OutputError`; only "not there" stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:  # below a file there is nothing either
+        raise FileNotFoundError(*error.args) from error
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{place}: cannot be {done}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """One line of what is the matter."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]  # some add the whole history of their tries
 
 
 class Folder(Storage):
@@ -145,7 +224,7 @@ class Folder(Storage):
         # no reader of the tables takes a name with a leading dot and this ending for a part
         beside = path.parent / f".{path.name}.{uuid4().hex[:12]}.tmp"
         try:
-            with _translated(str(path), "written"):
+            with as_output_errors(str(path), "written"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with beside.open("wb") as file:
                     yield file
@@ -154,14 +233,14 @@ class Folder(Storage):
                 beside.replace(path)
                 _sync_folder(path.parent)
         except FileNotFoundError as error:
-            raise OutputError(f"{path}: cannot be written: {_reason(error)}") from error
+            raise OutputError(f"{path}: cannot be written: {reason(error)}") from error
         finally:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
-        with _translated(str(self.root / key), "read"), (self.root / key).open("rb") as file:
+        with as_output_errors(str(self.root / key), "read"), (self.root / key).open("rb") as file:
             yield file
 
     def exists(self, key: str) -> bool:
@@ -169,7 +248,7 @@ class Folder(Storage):
 
     def list(self, folder: str) -> builtins.list[str]:
         try:
-            with _translated(str(self.root / folder), "listed"):
+            with as_output_errors(str(self.root / folder), "listed"):
                 return sorted(entry.name for entry in (self.root / folder).iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             return []
@@ -205,93 +284,15 @@ class Folder(Storage):
         """Hold off every other process of this machine for the moment that a swap takes."""
         path = self.root / key
         guard = path.with_name(".guard")
-        with _translated(str(path), "locked"):
+        with as_output_errors(str(path), "locked"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with guard.open("ab") as file:
                 _lock_soon(file)
                 yield
 
     def delete(self, key: str) -> None:
-        with _translated(str(self.root / key), "deleted"):
+        with as_output_errors(str(self.root / key), "deleted"):
             (self.root / key).unlink(missing_ok=True)
-
-
-class Bucket(Storage):
-    """A prefix in an S3 bucket, with the credentials and endpoint of the usual AWS environment variables."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self.root = self.uri[5:]
-
-    def walk(self) -> Iterator[ImageRef]:
-        selector = pafs.FileSelector(self.root, recursive=True)
-        files = [info for info in _s3(self.root).get_file_info(selector) if info.type == pafs.FileType.File]
-        for info in sorted(files, key=lambda info: info.path):
-            yield ImageRef(info.path[len(self.root) + 1 :], _object_uri(info.path), info.size)
-
-    @contextmanager
-    def create(self, key: str) -> Iterator[BinaryIO]:
-        # Arrow completes an upload even when it is dropped half-way, so nothing is sent before all of it is there
-        try:
-            with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as spooled:
-                yield cast(BinaryIO, spooled)
-                spooled.seek(0)
-                with (
-                    _translated(self.uri_of(key), "written"),
-                    _s3(self.root).open_output_stream(self._path(key)) as stream,
-                ):
-                    shutil.copyfileobj(spooled, stream, SPOOLED_BYTES)
-        except FileNotFoundError as error:
-            raise OutputError(f"{self.uri_of(key)}: cannot be written: {error}") from error
-
-    @contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
-        with _translated(self.uri_of(key), "read"), _s3(self.root).open_input_file(self._path(key)) as file:
-            yield cast(BinaryIO, file)
-
-    def exists(self, key: str) -> bool:
-        with _translated(self.uri_of(key), "looked up"):
-            return bool(_s3(self.root).get_file_info(self._path(key)).type == pafs.FileType.File)
-
-    def list(self, folder: str) -> builtins.list[str]:
-        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        with _translated(self.uri_of(folder), "listed"):
-            return sorted(info.base_name for info in _s3(self.root).get_file_info(selector))
-
-    def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError), _translated(self.uri_of(key), "deleted"):
-            _s3(self.root).delete_file(self._path(key))
-
-    def swap(self, key: str, old: bytes | None, new: bytes) -> bool:
-        store, path = self._conditional(), self._path(key).partition("/")[2]
-        with _translated(self.uri_of(key), "locked"):
-            try:
-                found = store.get(path)
-                mode: PutMode = {"e_tag": str(found.meta["e_tag"])}
-                there: bytes | None = bytes(found.bytes())
-            except FileNotFoundError:
-                there, mode = None, "create"
-            if there != old:
-                return False
-            try:
-                store.put(path, new, mode=mode)
-            except (AlreadyExistsError, PreconditionError):
-                return False
-            return True
-
-    def commit(self, key: str, data: bytes, check: Callable[[], None]) -> None:
-        check()
-        if not self.swap(key, None, data):
-            # it is there already: from before a resume, which may be replaced, or from whoever has taken over
-            check()
-            self.write(key, data)
-
-    def _conditional(self) -> S3Store:
-        """The same bucket by way of a library that can write on condition, which Arrow cannot."""
-        return _conditional_store(*_place_of_bucket(self.root.partition("/")[0]))
-
-    def _path(self, key: str) -> str:
-        return f"{self.root}/{key}"
 
 
 def _lock_soon(file: BinaryIO) -> None:
@@ -304,45 +305,64 @@ def _lock_soon(file: BinaryIO) -> None:
     raise OutputError(f"{file.name}: is held by another process")
 
 
+LINK = b"\0"
+"""Behind the name of a link, where a folder has its slash: no name holds it, and it sorts before all that do."""
+
+
 def _walk_tree(root: bytes, real_root: bytes) -> Iterator[ImageRef]:
-    """With a stack of its own: a tree may be deeper than Python recurses."""
-    waiting = [b""]  # relative names, that of a folder with its slash; the next one is last
-    while waiting:
-        relative = waiting.pop()
-        path = os.path.join(root, relative)  # noqa: PTH118 (pathlib knows no bytes)
-        if relative and not relative.endswith(b"/"):
-            yield from _look_at_file(path, relative, real_root)
-            continue
+    """With a stack of its own: a tree may be deeper than Python recurses. It holds the names of the open folders."""
+    open_folders = [_Names(root, b"", real_root)]
+    while open_folders:
+        folder = open_folders[-1]
+        name = folder.next()
+        if name is None:
+            open_folders.pop()
+        elif name.endswith(b"/"):
+            try:
+                open_folders.append(_Names(folder.path + name, folder.relative + name, real_root))
+            except OSError as error:
+                said = f"folder cannot be listed: {reason(error)}"
+                yield ImageRef(folder.display + _display(name), folder.uri + quoted(name[:-1]) + "/", None, said)
+        elif ref := folder.look_at(name):
+            yield ref
+
+
+class _Names:
+    """What is still to be looked at in one folder, whose names in front of each of its files are made only once."""
+
+    __slots__ = ("_root", "_waiting", "display", "path", "relative", "uri")
+
+    def __init__(self, path: bytes, relative: bytes, root: bytes) -> None:
+        self.path, self.relative, self._root = path.rstrip(b"/") + b"/", relative, root
+        with os.scandir(self.path) as entries:
+            # a folder sorts as its name with a slash, which makes the order that of the whole relative names
+            self._waiting = sorted((entry.name + _mark(entry) for entry in entries), reverse=True)
+        self.display, self.uri = _display(relative), "file://" + quote(self.path, safe="/")
+
+    def next(self) -> bytes | None:
+        return self._waiting.pop() if self._waiting else None
+
+    def look_at(self, marked: bytes) -> ImageRef | None:
+        """One reference, with `error` for what cannot be an image, or None for a link to a folder."""
+        name = marked.removesuffix(LINK)
+        path, shown, uri = self.path + name, self.display + _display(name), self.uri + quoted(name)
         try:
-            waiting += [relative + name for name in reversed(_names_in(path))]
+            status = os.stat(path)  # noqa: PTH116
         except OSError as error:
-            if not relative:
-                raise
-            yield ImageRef(_display(relative), _file_uri(path), None, f"folder cannot be listed: {_reason(error)}")
+            return ImageRef(shown, uri, None, f"dangling link or unreadable entry: {reason(error)}")
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return ImageRef(shown, uri, None, "is no regular file (a pipe, socket or device)")
+        if marked is not name and not _is_below(os.path.realpath(path), self._root):
+            return ImageRef(shown, uri, None, "is a link that leads out of the source")
+        return ImageRef(shown, uri, status.st_size)
 
 
-def _names_in(folder: bytes) -> list[bytes]:
-    with os.scandir(folder) as entries:
-        # a folder sorts as its name with a slash, which makes the order that of the whole relative names
-        return sorted(entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"") for entry in entries)
-
-
-def _look_at_file(path: bytes, relative: bytes, root: bytes) -> Iterator[ImageRef]:
-    """One reference, with `error` for what cannot be an image, or none for a link to a folder."""
-    name, uri = _display(relative), _file_uri(path)
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        yield ImageRef(name, uri, None, f"dangling link or unreadable entry: {_reason(error)}")
-        return
-    if stat.S_ISDIR(status.st_mode):
-        return
-    if not stat.S_ISREG(status.st_mode):
-        yield ImageRef(name, uri, None, "is no regular file (a pipe, socket or device)")
-    elif os.path.islink(path) and not _is_below(os.path.realpath(path), root):  # noqa: PTH114
-        yield ImageRef(name, uri, None, "is a link that leads out of the source")
-    else:
-        yield ImageRef(name, uri, status.st_size)
+def _mark(entry: os.DirEntry[bytes]) -> bytes:
+    if entry.is_dir(follow_symlinks=False):
+        return b"/"
+    return LINK if entry.is_symlink() else b""
 
 
 def _is_below(path: bytes, root: bytes) -> bool:
@@ -353,95 +373,13 @@ def _display(relative: bytes) -> str:
     return relative.decode("utf-8", "backslashreplace")
 
 
-def _file_uri(path: bytes) -> str:
-    return "file://" + quote(path, safe="/")
-
-
-def _object_uri(path: str) -> str:
-    return "s3://" + quote(path, safe="/")
-
-
-def _local_path(uri: str) -> bytes:
-    return unquote_to_bytes(uri.removeprefix("file://"))
-
-
-def _read_file(path: bytes) -> bytes:
+def _opened(path: bytes) -> int:
     # without O_NONBLOCK, a pipe that took the file's place since the scan would hang the run
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise ReadError("is no regular file any more")
-        _check_size(before.st_size)
-        data = file.readall()
-        after = os.fstat(descriptor)
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
-        raise ReadError("changed while it was read", code="changed_during_run")
-    return data
-
-
-def _read_object(uri: str) -> bytes:
-    path = unquote(uri[5:])
-    with _s3(path).open_input_file(path) as file:
-        size_bytes = file.size()
-        _check_size(size_bytes)
-        data = cast(bytes, file.read())
-    if len(data) != size_bytes:
-        raise ReadError("changed while it was read", code="changed_during_run")
-    return data
-
-
-def _check_size(size_bytes: int) -> None:
-    if size_bytes > MAX_IMAGE_BYTES:
-        raise DecodeError(f"{size_bytes} bytes exceed the {MAX_IMAGE_BYTES} that are read", code="too_large")
-
-
-def _s3(path: str) -> pafs.S3FileSystem:
-    return _arrow_filesystem(*_place_of_bucket(path.partition("/")[0])[1:])
-
-
-def _place_of_bucket(bucket: str) -> tuple[str, str, str | None]:
-    """Bucket, region and endpoint, by the usual environment variables."""
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return bucket, region or ("us-east-1" if endpoint else _region_of(bucket)), endpoint
-
-
-@lru_cache(maxsize=16)
-def _region_of(bucket: str) -> str:
-    return str(pafs.resolve_s3_region(bucket))
-
-
-@lru_cache(maxsize=16)
-def _arrow_filesystem(region: str, endpoint: str | None) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {"endpoint_override": endpoint} if endpoint else {}
-    return pafs.S3FileSystem(region=region, **options)
-
-
-@lru_cache(maxsize=16)
-def _conditional_store(bucket: str, region: str, endpoint: str | None) -> S3Store:
-    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
-    if not any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")):
-        options |= _profile_credentials()
-    is_plain = bool(endpoint and endpoint.startswith("http://"))
-    return S3Store(bucket, region=region, client_options={"allow_http": is_plain}, **options)
-
-
-def _profile_credentials() -> dict[str, str]:
-    """Those of the active AWS profile, which Arrow finds by itself and obstore does not."""
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")  # noqa: PTH111
-    profiles = configparser.RawConfigParser()
-    try:
-        profiles.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        return {}
-    name = os.environ.get("AWS_PROFILE") or "default"
-    values = dict(profiles[name]) if profiles.has_section(name) else {}
-    return {
-        option: values[f"aws_{option}"]
-        for option in ("access_key_id", "secret_access_key", "session_token")
-        if f"aws_{option}" in values
-    }
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ReadError("is no regular file any more")
+    return descriptor
 
 
 def _sync_folder(folder: Path) -> None:
@@ -452,21 +390,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _translated(place: str, done: str) -> Iterator[None]:
-    """What a place refuses comes out as `OutputError`; only "not there" stays what it is."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:  # below a file there is nothing either
-        raise FileNotFoundError(*error.args) from error
-    except (OSError, pa.ArrowException, BaseError) as error:
-        raise OutputError(f"{place}: cannot be {done}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]  # some add the whole history of their tries

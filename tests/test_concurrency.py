@@ -118,3 +118,12 @@ async def test_what_is_held_may_be_released_early_and_only_once():
     await asyncio.sleep(0)
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_parts_of_several_capacities_are_released_together():
+    bytes_held, pixels = Capacity(10), Capacity(10)
+    async with asyncio.timeout(5), bytes_held.hold(4) as held:
+        await held.take(pixels, 10)
+        held.shrink(pixels, 3)
+        assert await pixels.acquire(7) == 7
+    assert (await bytes_held.acquire(10), await pixels.acquire(3)) == (10, 3)

@@ -59,12 +59,6 @@ def test_a_frozen_config_reads_back_equal():
         pytest.param(
             'limits: {concurrency: "8"}', 'config: limits.concurrency: "8": should be a valid integer', id="text"
         ),
-        pytest.param(
-            "model: {transport: url}",
-            'config: model.transport: "url": needs a source of public URLs, which this version does not read; '
-            "allowed: files, inline, auto",
-            id="url-transport",
-        ),
         pytest.param("limits: 8", "config: limits: 8: should be a mapping of keys to values", id="not-a-section"),
         pytest.param("retry: {timeout_s: 0}", "config: retry.timeout_s: 0: should be greater than 0", id="no-time"),
         pytest.param(
@@ -97,7 +91,8 @@ def test_a_mistake_gets_one_sentence(change: str, sentence: str):
         pytest.param(SMALLEST.replace("detect", "detct"), "prompts[0].kind: \"detct\": should be 'detect'", id="kind"),
         pytest.param(SMALLEST.replace("detect", "ask"), "prompt 'objects' of kind ask needs a text", id="no-words"),
         pytest.param(SMALLEST.replace("[{name", "[{name: objects, kind: caption}, {name"), "two are named", id="names"),
-        pytest.param(SMALLEST.replace("data/signs", "gs://b/x"), 'source.uri: "gs://b/x": should be a folder', id="gs"),
+        pytest.param(SMALLEST.replace("data/signs", "ftp://b/x"), "source.uri: should be a folder", id="ftp"),
+        pytest.param(SMALLEST.replace("data/signs", "hf://datasets/o/n/x.parquet"), "`hf download ", id="hf"),
         pytest.param(SMALLEST.replace("signs\n", "Signs/../x\n", 1), "name: ", id="name"),
     ],
 )
@@ -114,6 +109,8 @@ def test_what_is_no_config_is_refused(text: str, sentence: str):
         pytest.param("data/x", "./data/y/../x/out", id="inside"),
         pytest.param("data/runs/images", "data/runs", id="where-the-tables-go"),
         pytest.param("s3://b/x", "s3://b/x/out", id="inside-a-bucket"),
+        pytest.param("gs://b/x", "gs://b/x/out", id="inside-a-bucket-of-google"),
+        pytest.param("az://b/x", "abfss://b@acc.dfs.core.windows.net/x/out", id="two-spellings-of-a-container"),
         pytest.param("file:///tmp/x", "/tmp/x/out", id="as-url-and-as-path"),
     ],
 )

@@ -135,6 +135,9 @@ async def test_c02_whatever_images_are_called_files_are_written_below_the_output
         pytest.param(
             SMALLEST.replace("data/signs", f"s3://AKIA0123:{SECRET}/9@bucket/x"), id="in-the-source-with-slash"
         ),
+        pytest.param(SMALLEST.replace("data/signs", f"gs://{SECRET}@bucket/x"), id="for-google"),
+        pytest.param(SMALLEST.replace("data/signs", f"abfs://u:{SECRET}@c.dfs.core.windows.net/x"), id="for-azure"),
+        pytest.param(SMALLEST.replace("data/signs", f"az://c/x?sv=2026&sig={SECRET}"), id="in-a-signed-url"),
     ],
 )
 def test_c03_a_secret_in_the_config_is_refused_and_not_repeated(text: str, tmp_path: Path):

@@ -33,9 +33,10 @@ from pixscribe.emulator import Emulator
 from pixscribe.engine import engine
 from pixscribe.errors import ConfigError, DecodeError, ReadError
 from pixscribe.image import ImageRules, prepare_image
+from pixscribe.reading import read_image
 from pixscribe.run import RunSummary, labeller_of, open_run, publish, scan_source
 from pixscribe.source import scan, write_manifest
-from pixscribe.storage import open_storage, read_image
+from pixscribe.storage import open_storage
 from pixscribe.tables import ANNOTATIONS, IMAGES, RESPONSES
 from tests.conftest import ROOT, SAMPLES, MakeConfig, annotate
 from tests.test_image import encoded, exif_block, gif, png, png_chunk, small_png

@@ -346,8 +346,13 @@ def test_p12_a_part_that_finds_no_folder_for_its_temporary_file_is_one_sentence(
 ):
     # as on a machine where nothing but the bucket can be written
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+
+    def write_bit_by_bit() -> None:
+        with open_storage("s3://tables/no-room").create("a.parquet") as file:
+            file.write(bytes(20_000_000))
+
     with pytest.raises(OutputError, match=r"s3://tables/no-room/a\.parquet: cannot be written"):
-        open_storage("s3://tables/no-room").write("a.parquet", bytes(20_000_000))
+        write_bit_by_bit()
 
 
 @pytest.fixture(scope="module")

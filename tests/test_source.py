@@ -7,8 +7,9 @@ import pytest
 
 from pixscribe.config import SourceConfig
 from pixscribe.errors import ConfigError, DecodeError, OutputError, ReadError
+from pixscribe.reading import read_image
 from pixscribe.source import Shard, Shards, count_manifest, read_shard, require_images, scan, write_manifest
-from pixscribe.storage import MAX_IMAGE_BYTES, open_storage, read_image
+from pixscribe.storage import MAX_IMAGE_BYTES, open_storage
 
 HARD_NAMES = [
     "a b.jpg",
@@ -97,6 +98,14 @@ def test_a_source_that_does_not_exist_is_refused(tmp_path: Path):
         require_images(SourceConfig(uri=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="is no folder"):
         require_images(SourceConfig(uri=str(write(tmp_path / "a.jpg"))))
+
+
+@pytest.mark.parametrize("key", ["uri_column", "name_column"])
+def test_a_column_of_what_has_none_is_refused(tmp_path: Path, key: str):
+    write(tmp_path / "list.txt", b"a.jpg")
+    for uri in (tmp_path, tmp_path / "list.txt", tmp_path / "shard.tar"):
+        with pytest.raises(ConfigError, match=rf"source\.{key}: only \.csv, \.jsonl and \.parquet files have columns"):
+            names(uri, **{key: "path"})
 
 
 def test_a_file_that_became_a_pipe_after_the_scan_does_not_hang(tmp_path: Path):
