@@ -2,8 +2,8 @@
 
     <output>/runs/<id>/journal/<shard>-<random>.arrow
 
-Each file holds the answers of one shard that came in during about half a second. They are read when the run is taken
-up again, and removed when their shard is committed.
+Each file holds the answers of one shard that came in during half a second at most. They are read when the run, or the
+shard, is taken up again, and removed when their shard is committed.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from pixscribe.asking import Answer
 from pixscribe.errors import OutputError, RunError
-from pixscribe.storage import Storage
+from pixscribe.storage import Storage, is_bucket
 from pixscribe.types import Usage
 
 FLUSH_EVERY_S = 0.5
-"""Half of the second that is promised; the writing takes the rest."""
+"""Half of the second that is promised; the writing takes the rest. In a bucket each time costs money."""
+FLUSH_FOLDER_EVERY_S = 0.1
+"""On a disk it costs a few milliseconds, and what came in since is what a killed run pays for again."""
 VERSION = "1"
 SCHEMA = pa.schema(
     [
@@ -63,9 +65,9 @@ class Journal:
         self._failure = self._failure or error
 
     async def flush_for_ever(self) -> None:
-        """Write what has come in, twice a second, until cancelled."""
+        """Write what has come in, several times a second, until cancelled."""
         while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
+            await asyncio.sleep(FLUSH_EVERY_S if is_bucket(self._storage.uri) else FLUSH_FOLDER_EVERY_S)
             try:
                 await self.flush()
             except RunError as error:
@@ -94,15 +96,18 @@ class Journal:
             keys = self._written.pop(shard, [])
             await asyncio.to_thread(_delete, self._storage, keys)
 
-    def answers(self) -> dict[str, Answer]:
+    def answers(self, of_shard: str | None = None) -> dict[str, Answer]:
         """What earlier processes were answered in shards that they did not commit, by request key; not yet parsed.
 
-        Of several answers to one question that with the most attempts is the last: its cost holds that of the others.
-        Raises `OutputError` for a file that cannot be read: to go on without it would pay a second time.
+        `of_shard` names the only shard to look for. Of several answers to one question that with the most attempts is
+        the last: its cost holds that of the others. Raises `OutputError` for a file that cannot be read: to go on
+        without it would pay a second time.
         """
         found: dict[str, Answer] = {}
         for name in self._names():
             shard, key = name.partition("-")[0], f"{self._folder}/{name}"
+            if of_shard not in (None, shard):
+                continue
             if key not in self._written[shard]:
                 self._written[shard].append(key)
             for answer in read_journal(self._storage, key):
