@@ -131,12 +131,10 @@ class Held:
         """Wait for a part of `capacity`, once for each. Take them in one order everywhere."""
         self._parts[capacity] = await capacity.acquire(weight)
 
-    def shrink(self, capacity: Capacity, weight: int) -> None:
-        """Give back what is more than `weight`."""
-        spare = self._parts[capacity] - weight
-        if spare > 0:
-            self._parts[capacity] = weight
-            capacity.release(spare)
+    def correct(self, capacity: Capacity, weight: int) -> None:
+        """Set the part of a capacity to what it turned out to be; when that is more, others wait the longer for it."""
+        difference, self._parts[capacity] = self._parts[capacity] - weight, weight
+        capacity.release(difference)
 
     def release(self) -> None:
         """Give everything back; the second time does nothing."""

@@ -60,7 +60,7 @@ AUTO_INLINE_BYTES = 1024 * 1024
 GRACE_S = 5.0
 """How long a stopped run waits for answers to what it has sent."""
 UNKNOWN_BYTES = 4 * 1024 * 1024
-"""What an image is taken to have whose size is not known before it is read."""
+"""What an image is taken to have whose size is not known before it is read, until larger ones have been seen."""
 URL_TYPES = frozenset(("image/jpeg", "image/png", "image/webp"))
 URL_LIMIT_BYTES = 100_000_000
 """What the service fetches by itself, by type and size; see "Image understanding", read 2026-11."""
@@ -133,6 +133,7 @@ class Labeller:
     _encoded_bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
     _places: Capacity = field(init=False)
+    _unknown_bytes: int = UNKNOWN_BYTES
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
     # they wait for the network, and apart from the others, whom slow hosts must not keep from their work
     _fetchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "pixscribe-fetch"))
@@ -205,7 +206,7 @@ class Labeller:
 
     async def _read_and_ask(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """The bytes are held until they are uploaded; without an upload, until all questions are answered."""
-        async with self._bytes.hold(UNKNOWN_BYTES if ref.size_bytes is None else ref.size_bytes) as held:
+        async with self._bytes.hold(self._weight_of(ref)) as held:
             ready = await self._get_ready(work, ref, held)
             if not ready.image.data:
                 held.release()
@@ -248,18 +249,28 @@ class Labeller:
             read = functools.partial(_read_plain, rules, ref.uri, self.config.source.allow_private_hosts, self._is_over)
             threads = self._threads if ref.uri.startswith("file:") else self._fetchers
             image = await asyncio.get_running_loop().run_in_executor(threads, read)
+            if ref.size_bytes is None:
+                self._learn_size(len(image.data), held)
             if isinstance(image, PreparedImage):
                 return image
             return await self._encode_again(image, rules, held)
         except MemoryError as error:
             raise DecodeError("needs more memory than there is", code="too_large") from error
 
+    def _weight_of(self, ref: ImageRef) -> int:
+        return self._unknown_bytes if ref.size_bytes is None else ref.size_bytes
+
+    def _learn_size(self, size_bytes: int, held: Held) -> None:
+        """What an image of unknown size turned out to have is what the next ones are taken to have, for a while."""
+        self._unknown_bytes = max(UNKNOWN_BYTES, size_bytes, int(0.9 * self._unknown_bytes))
+        held.correct(self._bytes, size_bytes)
+
     async def _encode_again(self, image: "_Undecoded", rules: ImageRules, held: Held) -> PreparedImage:
         # before the pixels, for uploads that stall must not let encoded images pile up
         await held.take(self._encoded_bytes, image.decode_px)
         async with self._pixels.hold(image.decode_px):
             encoded = await asyncio.wrap_future(self._decoders.submit(prepare_image, image.data, rules))
-        held.shrink(self._encoded_bytes, len(encoded.data))
+        held.correct(self._encoded_bytes, len(encoded.data))
         return encoded
 
     async def _transport(self, work: ShardWork, ref: ImageRef, image: PreparedImage) -> ReadyImage:
@@ -357,7 +368,7 @@ class Labeller:
         return (await self._upload_instead(work, ref, ready)).part(self.config.model.resolution)
 
     async def _upload_instead(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ReadyImage:
-        with Held() as held:
+        async with self._bytes.hold(self._weight_of(ref)) as held:
             image = await self._prepare(ref, held)
             return await self._uploaded_instead(work, ref, ready, image)
 

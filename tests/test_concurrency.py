@@ -124,6 +124,17 @@ async def test_parts_of_several_capacities_are_released_together():
     bytes_held, pixels = Capacity(10), Capacity(10)
     async with asyncio.timeout(5), bytes_held.hold(4) as held:
         await held.take(pixels, 10)
-        held.shrink(pixels, 3)
+        held.correct(pixels, 3)
         assert await pixels.acquire(7) == 7
     assert (await bytes_held.acquire(10), await pixels.acquire(3)) == (10, 3)
+
+
+async def test_what_turns_out_to_weigh_more_is_waited_for_by_the_next():
+    capacity = Capacity(10)
+    async with capacity.hold(4) as held:
+        held.correct(capacity, 12)
+        waiting = asyncio.ensure_future(capacity.acquire(1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    assert await waiting == 1
+    assert await capacity.acquire(9) == 9
