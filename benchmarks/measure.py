@@ -47,6 +47,8 @@ class Measured:
     wall_s: float
     cpu_s: float
     """User and system time, with every descendant that was waited for."""
+    own_cpu_s: float
+    """Of the process alone, as of a twentieth of a second before its end."""
     peak_rss_bytes: int
     """The most that the process itself held, as the kernel knows it."""
     peak_tree_rss_bytes: int
@@ -94,6 +96,7 @@ def run_measured(
         return Measured(
             wall_s=wall_s,
             cpu_s=usage.ru_utime + usage.ru_stime,
+            own_cpu_s=watch.own_cpu_s,
             peak_rss_bytes=watch.peak_rss_bytes,
             peak_tree_rss_bytes=max((reading.tree_rss_bytes for reading in watch.readings), default=0),
             machine_busy=_busy_share(cores_before, _core_seconds()),
@@ -139,6 +142,7 @@ class _Watch:
     def __init__(self, pid: int, every_s: float, observe: Callable[[], int]) -> None:
         self.readings: list[Reading] = []
         self.peak_rss_bytes = 0
+        self.own_cpu_s = 0.0
         self._pid, self._every_s, self._observe = pid, every_s, observe
         self._started_s = time.monotonic()
         self._over = threading.Event()
@@ -158,6 +162,7 @@ class _Watch:
         while not self._over.wait(min(0.05, self._every_s)):
             status = _status(self._pid)
             self.peak_rss_bytes = max(self.peak_rss_bytes, status.get("VmHWM", 0))
+            self.own_cpu_s = max(self.own_cpu_s, _cpu_s(self._pid))
             elapsed_s = time.monotonic() - self._started_s
             if "VmRSS" in status and elapsed_s >= due_s:
                 due_s = elapsed_s + self._every_s
@@ -172,6 +177,15 @@ def _status(pid: int) -> dict[str, int]:
     except OSError:
         return {}
     return {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith(" kB")}
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process, without its children; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _descendants(pid: int) -> list[int]:

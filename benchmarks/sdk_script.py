@@ -6,6 +6,7 @@ python -m benchmarks.sdk_script URL FOLDER OUTPUT CONCURRENCY
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +61,6 @@ async def ask(client: Any, prompt: str, file: Any) -> str:
 
 
 if __name__ == "__main__":
+    started_s = time.monotonic()
     asyncio.run(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    print(json.dumps({"elapsed_s": time.monotonic() - started_s}))

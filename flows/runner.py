@@ -21,8 +21,8 @@ import pyarrow as pa
 from flows.console import say
 from flows.live import ProgressDisplay
 from flows.prefect_server import prefect_api
-from pixscribe.config import RunConfig
-from pixscribe.errors import RunError
+from pixscribe.config import ExecutionConfig, RunConfig
+from pixscribe.errors import ConfigError, RunError
 from pixscribe.run import RunSummary, Session, check_before, open_sessions
 
 M_ARENA_MAX = -8
@@ -44,6 +44,8 @@ def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
     """Annotate, and return what came of it. Raises `RunError`, `Interrupted` among them."""
     check_before(config, run_id)
     with prefect_api(say) as server:
+        if server:
+            _refuse_address(config.execution)
         job = FlowThread(config, run_id, new)
         if server:
             server.wait_ready()
@@ -53,9 +55,18 @@ def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
             job.start()
             while not job.has_ended(within_s=0.2):
                 display.update()
-        if server and job.flow_run_id and display.session:
-            server.drain(job.flow_run_id, _task_runs(display.session))
+        if server and _flow_runs and display.session:
+            server.drain(_flow_runs[-1], _task_runs(display.session))
         return job.result(display.session)
+
+
+def _refuse_address(execution: ExecutionConfig) -> None:
+    """A server of our own listens on this machine only, and ends with the run."""
+    if execution.address is not None:
+        raise ConfigError(
+            f"execution.address: {execution.address!r}: its workers need a Prefect server that they can reach; "
+            "start one with `prefect server start --host 0.0.0.0` and set PREFECT_API_URL"
+        )
 
 
 class FlowThread:
@@ -65,9 +76,8 @@ class FlowThread:
         # takes seconds, in which a server of ours can start
         from flows.annotate import annotate
 
-        self.flow_run_id: UUID | None = None
         self.signal_number: int | None = None
-        self._flow = annotate.with_options(on_running=[self._remember])
+        self._flow = annotate.with_options(on_running=[_remember])
         self._arguments = (config, run_id, new)
         self._thread = threading.Thread(target=self._run, name="pixscribe-flow")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,8 +130,13 @@ class FlowThread:
         summary: RunSummary = await self._flow(*self._arguments)
         return summary
 
-    def _remember(self, flow: object, flow_run: Any, state: object) -> None:
-        self.flow_run_id = flow_run.id
+
+_flow_runs: list[UUID] = []
+
+
+def _remember(flow: object, flow_run: Any, state: object) -> None:
+    # a plain function: it is sent to the workers with the flow
+    _flow_runs.append(flow_run.id)
 
 
 @contextmanager

@@ -40,7 +40,15 @@ async def _signal_end(coroutine: Coroutine[Any, Any, T], ended: threading.Event)
         ended.set()
 
 
-@cache
+_starting = threading.Lock()
+
+
 def engine() -> Engine:
     """The process's one engine, started when first asked for."""
+    with _starting:  # the two threads of a Dask worker may ask at the same time, and `cache` would start two
+        return _engine()
+
+
+@cache
+def _engine() -> Engine:
     return Engine()

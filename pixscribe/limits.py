@@ -26,6 +26,8 @@ JITTER_S = 0.1
 """How much later than its neighbours a request may reach the service, and so come closer to those behind it."""
 LONGEST_PAUSE_S = 600.0
 """No quota per minute needs longer, whatever delay the service names (292 years have been seen)."""
+CRUMB_USD = 1e-6
+"""What counting in whole units may leave of money that was given back."""
 MIDNIGHT_MARGIN_S = 90
 PARK_STEP_S = 60.0
 """How often a parked run looks at the clock, which may be set."""
@@ -51,6 +53,22 @@ class SharedQuota(Protocol):
 
     async def paused_s(self) -> float:
         """For how long someone told everyone to wait; 0 or less when nobody did."""
+
+    async def close(self) -> None:
+        """Let go of what it holds open."""
+
+
+class SharedBudget(Protocol):
+    """Money that many processes spend together, in USD. What it cannot reach it raises as `RunError`."""
+
+    async def take(self, usd: float) -> bool:
+        """Take so much; False, and nothing is taken, if there is not so much left."""
+
+    async def give_back(self, usd: float) -> None:
+        """Return what was taken and not spent."""
+
+    async def taken_usd(self) -> float:
+        """How much all of them together have taken and not returned."""
 
     async def close(self) -> None:
         """Let go of what it holds open."""
@@ -159,7 +177,8 @@ class Limiter:
     """All limits of one process, in front of every single attempt.
 
     `clock` is monotonic seconds, `now` the time of day in Pacific time; tests move both. `spent_usd` is what the run
-    has cost before this process, `asked_today` how many of today's requests are known to be used up.
+    has cost before this process, `asked_today` how many of today's requests are known to be used up. With `money`, what
+    is left of the budget lies there, and `spent_usd` does not count.
     """
 
     def __init__(
@@ -172,10 +191,13 @@ class Limiter:
         spent_usd: float = 0.0,
         asked_today: int = 0,
         shared: SharedQuota | None = None,
+        money: SharedBudget | None = None,
     ) -> None:
         self.slots = Slots(limits.concurrency)
         self.pace = Pace(limits.requests_per_minute, clock)
-        self.budget = Budget(limits.budget_usd, spent_usd)
+        self.budget = (
+            LeasedBudget(limits.budget_usd, money, clock, sleep) if money else Budget(limits.budget_usd, spent_usd)
+        )
         self._requests = Rate(limits.requests_per_minute)
         self._tokens = Rate(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._leased = _leased_rates(limits, shared, clock) if shared else {}
@@ -222,8 +244,15 @@ class Limiter:
             rate.close()
         for telling in self._telling:
             telling.cancel()
-        if self._shared is not None:
-            await self._shared.close()
+        try:
+            await self.budget.close()
+        finally:
+            if self._shared is not None:
+                await self._shared.close()
+
+    async def rest(self) -> None:
+        """Return what others could use, because there is nothing to do here for the moment."""
+        await self.budget.rest()
 
     def note(self, *, limited: bool = False, overloaded: bool = False) -> None:
         """Learn from an answer whether the service took the request, had too many of them (429), or too much (503)."""
@@ -359,6 +388,12 @@ class Budget:
                 async with self._changed:
                     self._changed.notify_all()
 
+    async def close(self) -> None:
+        """Let go of what is shared; nothing is, here."""
+
+    async def rest(self) -> None:
+        """Return what others could use; nothing is shared here."""
+
     async def _admit(self, cost_usd: float) -> None:
         if self._limit_usd is not None:
             async with self._changed:
@@ -373,6 +408,90 @@ class Budget:
 
     def _fits(self, cost_usd: float) -> bool:
         return self._limit_usd is None or self.spent_usd + self._reserved_usd + cost_usd <= self._limit_usd
+
+
+class LeasedBudget(Budget):
+    """A budget that is shared with other processes: what is leased of it is the limit of this one.
+
+    A request that does not fit leases what is missing, and a little more, so that few of them have to. What others came
+    in cheaper than reserved is returned every few seconds. When nothing is left to lease, requests wait as long as
+    anybody still takes or returns anything.
+    """
+
+    GIVE_BACK_EVERY_S = 2.0
+    ASK_EVERY_S = 1.0
+    STILL_S = 10.0
+    """When nobody has taken or returned anything for so long, the rest is spent, or lost with its process."""
+
+    def __init__(self, total_usd: float | None, shared: SharedBudget, clock: Clock, sleep: Sleep) -> None:
+        super().__init__(0.0)
+        self._total_usd = total_usd
+        self._leased_usd = 0.0
+        self._shared = shared
+        self._clock, self._sleep = clock, sleep
+        self._turn = asyncio.Lock()
+        self._given_back_s = clock()
+
+    async def rest(self) -> None:
+        """Return what is not reserved."""
+        free_usd = self._leased_usd - self.spent_usd - self._reserved_usd
+        if free_usd > 0:
+            self._leased_usd -= free_usd
+            self._given_back_s = self._clock()
+            await self._shared.give_back(free_usd)
+
+    async def close(self) -> None:
+        """Return what is not reserved, and let go of the counter."""
+        try:
+            await self.rest()
+        finally:
+            await self._shared.close()
+
+    async def _admit(self, cost_usd: float) -> None:
+        async with self._turn:
+            if self._clock() - self._given_back_s > self.GIVE_BACK_EVERY_S:
+                await self.rest()
+            await self._lease(cost_usd)
+            self._reserved_usd += cost_usd
+            self._in_flight += 1
+
+    async def _lease(self, cost_usd: float) -> None:
+        """Until it fits. Raises `BudgetExhausted`."""
+        taken_usd, since_s = -1.0, self._clock()
+        while (missing_usd := self.spent_usd + self._reserved_usd + cost_usd - self._leased_usd) > 0:
+            if await self._take(missing_usd + cost_usd / 4) or await self._take(missing_usd):
+                continue
+            if self._in_flight == 0:
+                await self.rest()
+            now_usd = await self._shared.taken_usd()
+            if now_usd != taken_usd or self._in_flight:
+                taken_usd, since_s = now_usd, self._clock()
+            if now_usd < CRUMB_USD or self._clock() - since_s >= self.STILL_S:
+                raise BudgetExhausted(
+                    f"limits.budget_usd: what is left of {self._total_usd:g} USD does not cover the next request, "
+                    f"which may cost {cost_usd:.4f}"
+                )
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """A moment, or until a request of this process comes in."""
+        waits = [asyncio.ensure_future(self._sleep(self.ASK_EVERY_S)), asyncio.ensure_future(self._wait_for_change())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _wait_for_change(self) -> None:
+        async with self._changed:
+            await self._changed.wait()
+
+    async def _take(self, usd: float) -> bool:
+        if not await self._shared.take(usd):
+            return False
+        self._leased_usd += usd
+        return True
 
 
 def _look_at_error(leasing: "asyncio.Task[tuple[float, float]]") -> None:

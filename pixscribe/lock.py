@@ -2,7 +2,8 @@
 
 <output>/runs/.<config digest>.lock says who has it and when that was last confirmed. It is confirmed by a heartbeat,
 taken over when the heartbeat stops, and looked at before each commit, so that a process that slept through its takeover
-writes nothing any more.
+writes nothing any more. Where other processes do the work, they look at the lock of the one that leads, and each shard
+has a lock of the same kind, so that two of them never pay for the same.
 """
 
 import logging
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 import orjson
 
-from pixscribe.errors import LockLost, OutputError
+from pixscribe.errors import LockHeld, LockLost, OutputError
 from pixscribe.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ LIFE_S = 60.0
 """A heartbeat that is older has stopped."""
 BEATS = 4
 """In a life, so that a slow bucket or a full event loop loses nothing."""
+LOOK_EVERY_S = 15.0
+"""How often a worker looks at the lock of the process that leads the run."""
 
 
 def _steady_s() -> float:
@@ -52,9 +55,13 @@ class Owner:
         pid = os.getpid()
         return cls(uuid4().hex, socket.gethostname(), _machine(), pid, _started(pid), _now().isoformat())
 
+    def has_ended(self) -> bool:
+        """Whether it is known to be no more, which can be told of processes of this machine only."""
+        return self.machine == _machine() and _started(self.pid) != self.started
+
     def is_gone(self, now: datetime) -> bool:
         """Whether the lock may be taken from it: its process has ended, or it has not been heard of for too long."""
-        if self.machine == _machine() and _started(self.pid) != self.started:
+        if self.has_ended():
             return True
         return (now - datetime.fromisoformat(self.heard_at)).total_seconds() > LIFE_S
 
@@ -66,6 +73,8 @@ class RunLock:
     storage: Storage
     key: str
     clock: Callable[[], float] = _steady_s
+    subject: str = "this config"
+    """What it is that only one may work on, for messages."""
     owner: Owner = field(default_factory=Owner.this_process)
     is_lost: bool = False
     """Whether another process has taken over; set by the heartbeat."""
@@ -77,7 +86,7 @@ class RunLock:
     def held(self) -> Iterator["RunLock"]:
         """Hold the lock, with a heartbeat on a thread of its own, which nothing that a run does can slow down.
 
-        Raises `OutputError` if a living process has it.
+        Raises `LockHeld` if a living process has it.
         """
         over = threading.Event()
         self.acquire()
@@ -91,19 +100,19 @@ class RunLock:
             self.release()
 
     def acquire(self) -> None:
-        """Take the lock. Raises `OutputError` if a living process has it."""
+        """Take the lock. Raises `LockHeld` if a living process has it."""
         found = self._read()
         if found is not None:
             other = _owner_in(found)
             if other is not None and not other.is_gone(_now()):
-                raise OutputError(
-                    f"{self.storage.uri_of(self.key)}: another process is at work on this config: "
+                raise LockHeld(
+                    f"{self.storage.uri_of(self.key)}: another process is at work on {self.subject}: "
                     f"pid {other.pid} on {other.host}, heard of at {other.heard_at[:19]}Z"
                 )
             whom = f"pid {other.pid} on {other.host}" if other else "an unknown process"
             logger.warning("taking over from %s, which has ended without letting go of the lock", whom)
         if not self._put(found) and not self._put_again():
-            raise OutputError(f"{self.storage.uri_of(self.key)}: another process has just begun to work on this config")
+            raise LockHeld(f"{self.storage.uri_of(self.key)}: another process has just begun to work on {self.subject}")
 
     def beat(self) -> None:
         """Confirm that this process is alive. Raises `LockLost` if another one has taken over."""
@@ -165,6 +174,54 @@ class RunLock:
         try:
             return self.storage.read(self.key)
         except FileNotFoundError:
+            return None
+
+
+@dataclass(slots=True)
+class LeadersLock:
+    """The lock of the process that leads a run, as a worker sees it that `token` was handed to. Thread-safe.
+
+    How long nothing was heard is told by the worker's own clock, from the first look on: those of two machines differ.
+    """
+
+    storage: Storage
+    key: str
+    token: str
+    clock: Callable[[], float] = _steady_s
+    is_lost: bool = False
+    _seen: bytes = b""
+    _heard_s: float = 0.0
+    _looked_s: float = float("-inf")
+    _using: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self, max_age_s: float = LOOK_EVERY_S) -> None:
+        """Make sure that the run was still led by that process `max_age_s` ago. Raises `LockLost`."""
+        with self._using:
+            if self.is_lost or self.clock() - self._looked_s > max_age_s:
+                self._look()
+
+    def _look(self) -> None:
+        self._looked_s = self.clock()
+        found = self._read()
+        if found is not None and found != self._seen:
+            self._seen, self._heard_s = found, self._looked_s
+        owner = _owner_in(self._seen)
+        is_led = owner is not None and owner.token == self.token and not owner.has_ended()
+        if self.is_lost or not is_led or self._looked_s - self._heard_s > LIFE_S:
+            self.is_lost = True
+            raise LockLost(
+                f"{self.storage.uri_of(self.key)}: the process that leads this run has ended or lost it, "
+                "so nothing more is sent from here"
+            )
+
+    def _read(self) -> bytes | None:
+        """None if it cannot be read just now: that is the same as hearing nothing."""
+        try:
+            return self.storage.read(self.key)
+        except FileNotFoundError:
+            return b""
+        except OutputError as error:
+            logger.warning("the lock could not be looked at: %s", error)
             return None
 
 

@@ -32,6 +32,16 @@ class Tally:
         self.shards_done += 1
         self.last_shards.append(totals.describe())
 
+    def count_remote_shard(self, totals: "Totals") -> None:
+        """One shard more is written, of which another process has counted the images."""
+        self.images_done += totals.images
+        self.images_failed += totals.images - totals.images_ok
+        self.uploads += totals.uploads
+        self.requests += totals.requests
+        self.objects += totals.objects
+        self.cost_usd += totals.cost_usd
+        self.count_shard(totals)
+
     def count_retry(self) -> None:
         """One attempt more than would have been needed."""
         self.retries += 1

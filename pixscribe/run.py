@@ -3,6 +3,7 @@
 <output>/runs/<id>/config.yaml        written first; complete, so that the run can be repeated from it
 <output>/runs/<id>/manifest.parquet   what the scan found; the run is about exactly these images
 <output>/runs/<id>/journal/           answers of shards that are not committed yet
+<output>/runs/<id>/claims/            which worker is at which shard; only there while it is
 <output>/runs/.<config digest>.lock   which process is at work on this config; only there while one is
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
 """
@@ -12,9 +13,10 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import httpx
@@ -47,15 +49,15 @@ from pixscribe.errors import (
 from pixscribe.gemini import GeminiClient, open_transport
 from pixscribe.journal import Journal
 from pixscribe.labelling import Labeller
-from pixscribe.limits import PACIFIC, Limiter, SharedQuota
-from pixscribe.lock import RunLock
+from pixscribe.limits import PACIFIC, Limiter, SharedBudget, SharedQuota
+from pixscribe.lock import LeadersLock, RunLock
 from pixscribe.prices import PRICES
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question, make_question
 from pixscribe.retry import RetryPolicy
 from pixscribe.source import Shards, count_manifest, require_images, write_manifest
 from pixscribe.storage import Storage, open_storage
-from pixscribe.tables import check_parts, read_totals, written_shards
+from pixscribe.tables import add_up, check_parts, written_shards
 from pixscribe.uploads import Uploader
 
 logger = logging.getLogger(__name__)
@@ -78,10 +80,24 @@ class Run:
     id: str
     output_uri: str
     is_resumed: bool = False
+    lead: "Lead | None" = None
+    """Set when other processes do the work."""
 
     def key(self, name: str) -> str:
         """Where a file of the run lies below the output."""
         return f"runs/{self.id}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What the workers of a run are told by the process that leads it, beside what it froze."""
+
+    lock_key: str
+    token: str
+    """Of the lock's owner: it names the attempt at the run."""
+    base_url: str
+    shared_as: str
+    """What the limits are called that the workers share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +138,15 @@ class Surroundings:
 
     api_key: str | None = field(default=None, repr=False)
     shared_quota: SharedQuota | None = None
+    shared_budget: SharedBudget | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What of the limits is used up already."""
+
+    spent_usd: float = 0.0
+    asked_today: int = 0
 
 
 @dataclass(slots=True)
@@ -136,6 +161,7 @@ class Session:
     background: list[asyncio.Task[None]]
     limiter: Limiter
     tally: Tally
+    past: Past
     started_s: float
     summary: RunSummary | None = None
     """Set when the run is complete."""
@@ -169,9 +195,16 @@ def check_before(config: RunConfig, run_id: str | None = None) -> None:
         api_key(config)
     if config.limits.budget_usd is not None and config.model.name not in PRICES:
         raise ConfigError(f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept")
+    _require_engine(config.execution.engine)
     make_questions(config)
     require_images(config.source)
     open_storage(config.output.uri).probe()
+
+
+def _require_engine(engine: str) -> None:
+    # found, not imported: that takes a second, and is for whoever uses it
+    if engine != "local" and find_spec(f"prefect_{engine}") is None:
+        raise ConfigError(f"execution.engine: {engine} needs prefect-{engine}: pip install 'pixscribe[{engine}]'")
 
 
 @asynccontextmanager
@@ -191,15 +224,23 @@ async def open_run(
     with lock.held(), _emulator_if_named(config) as base_url:
         run = _find_or_name(storage, config, run_id, new)
         config = _freeze(storage, run, config, new)
-        asks_anew = storage.exists(run.key(ANEW))
-        opening = _Opening(run, config, storage, lock, base_url, key, asks_anew, surroundings.shared_quota)
-        session = await engine().run(_open_session(opening))
+        run = _with_lead(run, config, lock, base_url)
+        session = await engine().run(_open_session(_Opening(run, config, storage, lock, base_url, key, surroundings)))
         _sessions[run.id] = session
         try:
             yield run
         finally:
             del _sessions[run.id]
-            await engine().run(_close_session(session))
+            await engine().run(close_session(session))
+
+
+async def join_run(run: Run, config: RunConfig, surroundings: Surroundings) -> Session:
+    """Open the session of a worker, on the engine's loop; `config` is what the leader froze. Raises `RunError`."""
+    assert run.lead is not None
+    storage = open_storage(run.output_uri)
+    lock = LeadersLock(storage, run.lead.lock_key, run.lead.token)
+    key = surroundings.api_key or api_key(config)
+    return await _open_session(_Opening(run, config, storage, lock, run.lead.base_url, key, surroundings))
 
 
 def scan_source(run: Run) -> Shards:
@@ -238,6 +279,9 @@ def publish(run: Run) -> RunSummary:
         version=__version__,
     )
     session.labeller.lock.check()
+    if run.lead is not None:
+        _sweep(session.storage, run)
+    _forget_claims(session.storage, run)
     session.storage.tidy(run.key("journal"))
     session.storage.write(run.key("run.json"), orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
     session.storage.delete(run.key(ANEW))
@@ -245,10 +289,11 @@ def publish(run: Run) -> RunSummary:
     return summary
 
 
-def add_up(storage: Storage, run_id: str) -> Totals:
-    """The totals of the shards that a run has committed so far."""
-    parts = [name for name in storage.list(f"images/run={run_id}") if name.endswith(".parquet")]
-    return Totals.sum(read_totals(storage, run_id, part) for part in parts)
+def _forget_claims(storage: Storage, run: Run) -> None:
+    """Remove what workers that were killed have left, of this attempt or of one before."""
+    for name in (*storage.list(run.key("claims")), ".guard"):
+        storage.delete(run.key(f"claims/{name}"))
+    storage.tidy(run.key("claims"))
 
 
 def list_runs(output_uri: str) -> list[dict[str, Any]]:
@@ -319,11 +364,15 @@ class _Opening:
     run: Run
     config: RunConfig
     storage: Storage
-    lock: RunLock
+    lock: RunLock | LeadersLock
     base_url: str
     api_key: str = field(repr=False)
-    asks_anew: bool
-    shared_quota: SharedQuota | None
+    surroundings: Surroundings
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether another process leads the run."""
+        return isinstance(self.lock, LeadersLock)
 
 
 async def _open_session(opening: _Opening) -> Session:
@@ -338,12 +387,17 @@ async def _open_session(opening: _Opening) -> Session:
         client = GeminiClient(
             transport, base_url=opening.base_url, api_key=opening.api_key, timeout_s=config.retry.timeout_s
         )
-        await _check_model(client, config)
+        if not opening.is_worker:
+            await _check_model(client, config)
     except BaseException:
         await transport.aclose()
         raise
     limiter = Limiter(
-        config.limits, spent_usd=past.spent_usd, asked_today=past.asked_today, shared=opening.shared_quota
+        config.limits,
+        spent_usd=past.spent_usd,
+        asked_today=past.asked_today,
+        shared=opening.surroundings.shared_quota,
+        money=opening.surroundings.shared_budget,
     )
     policy = RetryPolicy.from_config(config.retry, tally.count_retry)
     answering, uploading = (
@@ -365,10 +419,10 @@ async def _open_session(opening: _Opening) -> Session:
         tally=tally,
     )
     background = [asyncio.create_task(journal.flush_for_ever()), asyncio.create_task(_watch(opening.lock, labeller))]
-    return Session(run, config, storage, transport, labeller, background, limiter, tally, time.monotonic())
+    return Session(run, config, storage, transport, labeller, background, limiter, tally, past, time.monotonic())
 
 
-async def _close_session(session: Session) -> None:
+async def close_session(session: Session) -> None:
     """Whatever ended the run, what was answered is written before the connections go."""
     for task in session.background:
         task.cancel()
@@ -390,38 +444,52 @@ async def _check_model(client: GeminiClient, config: RunConfig) -> None:
         logger.info("the model could not be looked up: %s", error)
 
 
-async def _watch(lock: RunLock, labeller: Labeller) -> None:
+async def _watch(lock: RunLock | LeadersLock, labeller: Labeller) -> None:
     """Send nothing more once the lock is lost: its new owner asks the same questions, and both would pay."""
     while not lock.is_lost:
         await asyncio.sleep(WATCH_EVERY_S)
+        if isinstance(lock, LeadersLock):  # the leader's own has a heartbeat that looks at it
+            with suppress(LockLost):
+                await asyncio.to_thread(lock.check)
     labeller.give_up(LockLost("another process has taken over this run, because nothing was heard of this one"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Past:
-    """What of the limits is used up already."""
+def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> Past:
+    """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at.
 
-    spent_usd: float
-    asked_today: int
-
-
-def _look_back(opening: _Opening, journal: Journal, archive: Archive) -> _Past:
-    """Find what was paid for, and what it cost this run: in the shards it committed, and in those it was at."""
+    Where workers do the work, each of them looks for answers, and the leader for costs.
+    """
     storage, run = opening.storage, opening.run
-    for folder in (*(f"{table}/run={run.id}" for table in TABLES), run.key("journal")):
-        storage.sweep(folder)
-    check_parts(storage, run.id)
+    asks_anew = storage.exists(run.key(ANEW))
+    if opening.is_worker:
+        archive.open({}, only_this_run=asks_anew)
+        return Past()
+    _sweep(storage, run)
+    committed = check_parts(storage, run.id)
     journal.drop(written_shards(storage, run.id))
     journaled = journal.answers()
-    archive.open(journaled, only_this_run=opening.asks_anew)
+    if run.lead is None:
+        archive.open(journaled, only_this_run=asks_anew)
     journaled_usd = sum(answer.cost_usd or 0.0 for answer in journaled.values())
     asked_today = 0
-    if opening.config.limits.requests_per_day is not None and opening.shared_quota is None:
+    if opening.config.limits.requests_per_day is not None and opening.surroundings.shared_quota is None:
         today = datetime.combine(datetime.now(PACIFIC).date(), datetime.min.time(), PACIFIC)
         asked_today = asked_since(storage, today) + sum(
             answer.attempts for answer in journaled.values() if answer.asked_at and answer.asked_at >= today
         )
-    return _Past(add_up(storage, run.id).cost_usd + journaled_usd, asked_today)
+    return Past(committed.cost_usd + journaled_usd, asked_today)
+
+
+def _sweep(storage: Storage, run: Run) -> None:
+    for folder in (*(f"{table}/run={run.id}" for table in TABLES), run.key("journal")):
+        storage.sweep(folder)
+
+
+def _with_lead(run: Run, config: RunConfig, lock: RunLock, base_url: str) -> Run:
+    if config.execution.engine == "local":
+        return run
+    shared_as = config.limits.shared_as or f"pixscribe-{run.id}"
+    return replace(run, lead=Lead(lock.key, lock.owner.token, base_url, shared_as))
 
 
 def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> Run:
@@ -436,11 +504,13 @@ def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: 
 
 
 def _freeze(storage: Storage, run: Run, config: RunConfig, new: bool) -> RunConfig:
-    """Write down what the run is about. Shards stay cut as they were; limits and retries may change on the way."""
+    """Write down what the run is about. Shards stay cut as they were; limits, retries and engine may change."""
     if new:
         storage.write(run.key(ANEW), b"")
     if run.is_resumed:
-        config = config.model_copy(update={"execution": read_config(storage, run.id).execution})
+        shard_size = read_config(storage, run.id).execution.shard_size
+        execution = config.execution.model_copy(update={"shard_size": shard_size})
+        config = config.model_copy(update={"execution": execution})
     storage.write(run.key("config.yaml"), dump_config(config).encode())
     return config
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from flows.prefect_server import prefect_api
-from flows.surroundings import PrefectQuota, look_around
 from pixscribe.config import LimitsConfig
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.errors import ConfigError
 from pixscribe.limits import per_second
+from tasks.surroundings import PrefectBudget, PrefectQuota, look_around
 from tests.conftest import SAMPLES, MakeConfig, pixscribe, write_yaml
 from tests.invariants import check_files
 
@@ -58,8 +58,11 @@ async def test_a_block_that_is_not_there_is_one_sentence(make: MakeConfig, prefe
 
 
 async def test_leases_of_two_processes_lie_one_behind_the_other(prefect_server: str):
-    limits = LimitsConfig(shared_as="one-behind-the-other", requests_per_minute=600)
-    first, second = await PrefectQuota.open(limits), await PrefectQuota.open(limits)
+    limits = LimitsConfig(requests_per_minute=600)
+    first, second = (
+        await PrefectQuota.open("one-behind-the-other", limits),
+        await PrefectQuota.open("one-behind-the-other", limits),
+    )
     began_s = time.monotonic()
     starts_s = [time.monotonic() - began_s + await quota.take("requests", 100) for quota in (first, second) * 2]
     await first.close()
@@ -71,8 +74,8 @@ async def test_leases_of_two_processes_lie_one_behind_the_other(prefect_server: 
 
 
 async def test_a_shared_day_is_counted_to_its_end(prefect_server: str):
-    limits = LimitsConfig(shared_as="a-day", requests_per_day=50)
-    first, second = await PrefectQuota.open(limits), await PrefectQuota.open(limits)
+    limits = LimitsConfig(requests_per_day=50)
+    first, second = await PrefectQuota.open("a-day", limits), await PrefectQuota.open("a-day", limits)
     taken = [await quota.take_of_day(20) for quota in (first, second, first)]
     assert taken == [True, True, False]
     assert await second.take_of_day(10)
@@ -81,9 +84,22 @@ async def test_a_shared_day_is_counted_to_its_end(prefect_server: str):
     await second.close()
 
 
+async def test_a_budget_is_shared_to_its_end(prefect_server: str):
+    limits = LimitsConfig(budget_usd=2.0)
+    leader, first, second = (PrefectBudget("a-budget", limits) for _ in range(3))
+    await leader.begin(spent_usd=0.5)
+    assert [await budget.take(0.6) for budget in (first, second, first)] == [True, True, False]
+    await second.give_back(0.4)
+    assert await leader.taken_usd() == pytest.approx(0.8)
+    assert await first.take(0.7)
+    await leader.remove()
+    for budget in (leader, first, second):
+        await budget.close()
+
+
 async def test_a_pause_is_heard_by_the_others(prefect_server: str):
-    limits = LimitsConfig(shared_as="a-pause")
-    first, second = await PrefectQuota.open(limits), await PrefectQuota.open(limits)
+    limits = LimitsConfig()
+    first, second = await PrefectQuota.open("a-pause", limits), await PrefectQuota.open("a-pause", limits)
     assert await second.paused_s() <= 0
     await first.pause(30)
     second._looked_s = float("-inf")  # half a second later
