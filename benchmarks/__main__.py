@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.3)
     parser.add_argument("--rounds", type=int, default=3, help="in turn; the best of each counts")
-    parser.add_argument("--pixscribe", default=str(BIN / "pixscribe"), help="the command, of any installation")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/throughput.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -84,17 +83,20 @@ class Bench:
 
     def _sdk_script(self, url: str) -> Pass:
         output = self._folder / "sdk.jsonl"
-        measured = self._python("benchmarks.sdk_script", url, self.images, output, self._options.concurrency)
+        # beside us and not beside pixscribe, which needs no SDK
+        measured = _python(
+            Path(sys.executable).parent, "benchmarks.sdk_script", url, self.images, output, self._options.concurrency
+        )
         assert len(output.read_text().splitlines()) == self._options.images
         return Pass(measured, json.loads(measured.stdout)["elapsed_s"])
 
     def _bare_loop(self, url: str) -> Pass:
-        measured = self._python("benchmarks.bare_loop", url, self.images, self._options.concurrency)
+        measured = _python(BIN, "benchmarks.bare_loop", url, self.images, self._options.concurrency)
         return Pass(measured, json.loads(measured.stdout)["elapsed_s"])
 
     def _pixscribe(self, url: str, limit: int | None = None) -> Pass:
         config = self._config(url, limit)
-        command = [self._options.pixscribe, "run", str(config), "--json", "--new"]
+        command = [str(BIN / "pixscribe"), "run", str(config), "--json", "--new"]
         measured = run_measured(command, environment=KEY, every_s=0.1)
         return Pass(measured, self._checked(measured, limit or self._options.images))
 
@@ -102,7 +104,7 @@ class Bench:
         return self._pixscribe(url, limit=1)
 
     def _without_prefect(self, url: str) -> Pass:
-        measured = self._python("tests.run_without_prefect", self._config(url, None, output="out-library"))
+        measured = _python(BIN, "benchmarks.library_run", self._config(url, None))
         return Pass(measured, self._checked(measured, self._options.images))
 
     def _checked(self, measured: Measured, images: int) -> float:
@@ -110,12 +112,9 @@ class Bench:
         assert summary["totals"]["images_ok"] == images, summary["totals"]
         return float(summary["elapsed_s"])
 
-    def _python(self, module: str, *arguments: object) -> Measured:
-        return run_measured([sys.executable, "-m", module, *map(str, arguments)], environment=KEY, every_s=0.1)
-
-    def _config(self, url: str, limit: int | None, output: str = "out") -> Path:
+    def _config(self, url: str, limit: int | None) -> Path:
         # a place of its own each time: what another run was answered would be reused
-        place = Path(tempfile.mkdtemp(dir=self._folder)) / output
+        place = Path(tempfile.mkdtemp(dir=self._folder)) / "out"
         config = {
             "name": "bench",
             "source": {"uri": str(self.images), "limit": limit},
@@ -127,6 +126,10 @@ class Bench:
         path = place.with_suffix(".yaml")
         path.write_text(yaml.safe_dump(config))
         return path
+
+
+def _python(folder: Path, module: str, *arguments: object) -> Measured:
+    return run_measured([str(folder / "python"), "-m", module, *map(str, arguments)], environment=KEY, every_s=0.1)
 
 
 def report(best: Mapping[str, Pass], images: int) -> str:
@@ -142,8 +145,7 @@ def report(best: Mapping[str, Pass], images: int) -> str:
     ]
     head = ["", "labelling s", "images/s", "ratio to the script", "whole process s", "CPU ms/image", "peak RSS MB"]
     own_ms, all_ms = (
-        1000 * (take(ours.measured) - take(start.measured)) / (images - 1)
-        for take in (_own_cpu_s, _cpu_s)
+        1000 * (take(ours.measured) - take(start.measured)) / (images - 1) for take in (_own_cpu_s, _cpu_s)
     )
     said = [
         ("images/s, of the bare loop's", f"{bare.labelling_s / ours.labelling_s:.0%}"),

@@ -99,7 +99,7 @@ def measure_once(folder: Path, case: Case, options: argparse.Namespace) -> Itera
     source = folder / case.suffix[1:]
     baseline = ["--loop", str(source), str(case.max_side_px or 0)]
     yield f"Pillow on {CORES} processes", run_measured([sys.executable, "-m", "benchmarks.decode", *baseline])
-    commands = {"pixscribe, labelling": [sys.executable, "-m", "tests.run_without_prefect"]}
+    commands = {"pixscribe, labelling": [str(BIN / "python"), "-m", "benchmarks.library_run"]}
     if options.whole:
         commands["`pixscribe run`, all of it"] = [str(BIN / "pixscribe"), "run", "--json"]
     for name, command in commands.items():

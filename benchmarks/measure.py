@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
+BIN = Path(os.environ.get("PIXSCRIBE_BENCH_BIN", Path(sys.executable).parent))
+"""Of the installation that is measured: one from requirements.lock alone has no pandas, which pyarrow would import."""
 CORES = os.cpu_count() or 1
 MB = 1e6
 
