@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 from pixscribe.errors import OutputError, ReadError
 from pixscribe.objects import Address, Found, Objects, objects_at
 from pixscribe.rest import Changed
-from pixscribe.storage import Storage, as_output_errors, check_size, quoted, reason
+from pixscribe.storage import REPLACED, Storage, as_output_errors, check_range, check_size, quoted, reason
 from pixscribe.types import ImageRef
 
 SPOOLED_BYTES = 16 * 1024 * 1024
@@ -95,6 +95,21 @@ class Bucket(Storage):
             check()
             self.write(key, data)
 
+    def check_swaps(self, key: str) -> None:
+        objects, whole_key = self._objects(), self._key(key)
+        if objects.keeps_conditions:
+            return
+        with self._refusals(key, "locked"):
+            old = objects.version(whole_key)
+            objects.put(whole_key, b"replaced")
+            is_kept = old and not any(objects.put_over(whole_key, b"swapped", version) for version in (None, old))
+        if not is_kept:
+            raise OutputError(
+                f"{self.uri}: this service replaces objects even where a write forbids it (If-None-Match, If-Match), "
+                "so no two runs could be kept apart; write to a folder or to another service"
+            )
+        objects.keeps_conditions = True
+
     def _found(self, key: str) -> Found | None:
         try:
             return self._objects().get(self._key(key))
@@ -129,8 +144,8 @@ def read_object(uri: str) -> bytes:
     Raises OSError or `ReadError` when it cannot be had or changes while it is read, `DecodeError` (too_large) above
     512 MiB.
     """
-    address = Address.of_object(uri)
-    found = objects_at(address).get(address.key)
+    objects, key = _object_at(uri)
+    found = objects.get(key)
     try:
         check_size(found.size_bytes)
         data = found.read()
@@ -141,13 +156,19 @@ def read_object(uri: str) -> bytes:
     return data
 
 
-def read_object_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes of it from `start`, in one request. Raises as `read_object` does, and when there are fewer."""
-    check_size(length)
+def read_object_range(uri: str, start: int, length: int, version: str | None = None) -> bytes:
+    """`length` bytes of it from `start`, in one request, of the version that `version_of` told, if one is given.
+
+    Raises as `read_object` does, and when there are fewer or the version is another.
+    """
+    check_range(start, length)
     if length == 0:
         return b""
-    address = Address.of_object(uri)
-    data = objects_at(address).get_range(address.key, start, length)
+    objects, key = _object_at(uri)
+    try:
+        data = objects.get_range(key, start, length, version)
+    except Changed:
+        raise ReadError(REPLACED, code="changed_during_run") from None
     if len(data) != length:
         raise ReadError(f"ends before byte {start + length}", code="changed_during_run")
     return data
@@ -156,9 +177,19 @@ def read_object_range(uri: str, start: int, length: int) -> bytes:
 @contextmanager
 def open_object(uri: str) -> Iterator[BinaryIO]:
     """The object behind an exact URI, to read at random. Raises FileNotFoundError, OSError."""
-    address = Address.of_object(uri)
-    with _opened(objects_at(address), address.key) as file:
+    with _opened(*_object_at(uri)) as file:
         yield file
+
+
+def version_of_object(uri: str) -> str:
+    """The ETag or generation of the object behind an exact URI. Raises FileNotFoundError, OSError."""
+    objects, key = _object_at(uri)
+    return objects.version(key)
+
+
+def _object_at(uri: str) -> tuple[Objects, str]:
+    address = Address.of_object(uri)
+    return objects_at(address), address.key
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from pixscribe import azure
 from pixscribe.errors import ConfigError
 from pixscribe.objects import AZURE_SCHEMES, BUCKET_SCHEMES
 from pixscribe.types import Kind
@@ -23,7 +24,7 @@ from pixscribe.types import Kind
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 EMULATOR = "emulator"
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
-_AZURE_ACCOUNT = re.compile(r"[a-z0-9$-]{1,63}@[a-z0-9]{3,24}\.(?:dfs|blob)\.[a-z0-9.-]+")
+_AZURE_ACCOUNT = re.compile(r"[a-z0-9$-]{1,63}@([a-z0-9]{3,24}\.[a-z0-9.-]+)")
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -537,7 +538,9 @@ def _check_bucket(scheme: str, authority: str) -> None:
     is_azure = scheme in AZURE_SCHEMES
     if not authority:
         raise ValueError(f"should name a bucket after {scheme}://")
-    if is_azure and _AZURE_ACCOUNT.fullmatch(authority):
+    if is_azure and (named := _AZURE_ACCOUNT.fullmatch(authority)):
+        if not azure.is_account(named[1]):
+            raise ValueError(f"should name an account of Azure, {azure.allowed_hosts()}")
         return
     if set("@:") & set(authority):
         variables = _CREDENTIALS["abfs" if is_azure else scheme]

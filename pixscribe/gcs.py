@@ -16,7 +16,7 @@ import httpx
 import orjson
 
 from pixscribe.objects import PAGE, PART_BYTES, Found, Objects
-from pixscribe.rest import Changed, Rest, one_line
+from pixscribe.rest import Changed, Rest, one_line, read_to_end, size_of
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -51,19 +51,16 @@ class GoogleBucket(Objects):
         # gzip: what was stored compressed comes as it was stored, with its length, as from every other bucket
         headers = {"Accept-Encoding": "gzip"}
         answer = self._rest.send("GET", self._url(key), params={"alt": "media"}, headers=headers, stream=True)
-        size_bytes, version = _size(answer), answer.headers.get("x-goog-generation", "")
+        size_bytes, version = size_of(answer), answer.headers.get("x-goog-generation", "")
 
         def read() -> bytes:
-            try:
-                return b"".join(answer.iter_raw())
-            except httpx.HTTPError:
-                return self.get_range(key, 0, size_bytes, version)
-            finally:
-                answer.close()
+            return read_to_end(answer, lambda: self.get_range(key, 0, size_bytes, version))
 
         return Found(size_bytes, version, read, answer.close)
 
     def get_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
+        if version and not version.isdecimal():
+            raise Changed(f"has no version {version!r}")
         params = {"alt": "media"} | ({"generation": version} if version else {})
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         try:
@@ -73,12 +70,8 @@ class GoogleBucket(Objects):
                 raise Changed("changed while it was read") from None
             raise
 
-    def exists(self, key: str) -> bool:
-        try:
-            self._rest.send("GET", self._url(key), params={"fields": "name"})
-        except FileNotFoundError:
-            return False
-        return True
+    def version(self, key: str) -> str:
+        return str(_json(self._rest.send("GET", self._url(key), params={"fields": "generation"}))["generation"])
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
         self._upload(key, data)
@@ -99,7 +92,7 @@ class GoogleBucket(Objects):
     def _listed(self, **params: str) -> Iterator[dict[str, Any]]:
         params["maxResults"] = str(PAGE)
         while True:
-            page: dict[str, Any] = orjson.loads(self._rest.send("GET", self._objects, params=params).content)
+            page = _json(self._rest.send("GET", self._objects, params=params))
             yield page
             if not page.get("nextPageToken"):
                 return
@@ -118,6 +111,8 @@ class GoogleBucket(Objects):
         self._rest.send("POST", self._uploads, params=params, headers=headers, content=_content(head, data, tail))
 
     def _url(self, key: str) -> str:
+        if key in ("", ".", ".."):  # Google has no objects of these names, and a URL would lead elsewhere
+            raise FileNotFoundError(f"no request can name an object {key!r}")
         return f"{self._objects}/{quote(key, safe='')}"
 
 
@@ -161,9 +156,11 @@ def _pieces(head: bytes, data: BinaryIO, tail: bytes) -> Iterator[bytes]:
     yield tail
 
 
-def _size(answer: httpx.Response) -> int:
+def _json(answer: httpx.Response) -> dict[str, Any]:
     try:
-        return int(answer.headers["content-length"])
-    except (LookupError, ValueError):
-        answer.close()
-        raise OSError("the service does not say how large the object is") from None
+        value = orjson.loads(answer.content)
+    except orjson.JSONDecodeError as error:
+        raise OSError(f"the answer is no JSON: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise OSError("the answer is no JSON object")
+    return value

@@ -12,14 +12,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, unquote, unquote_plus, urlencode
 from xml.etree import ElementTree
 
 from pixscribe import azure
-from pixscribe.rest import CONNECT_S, RETRIES, RETRY_S, TIMEOUT_S, Changed, Rest
+from pixscribe.rest import CONNECT_S, RETRIES, RETRY_S, TIMEOUT_S, Changed, Rest, read_to_end, size_of
 
 if TYPE_CHECKING:
+    import httpx
     from obstore import GetOptions
     from obstore.store import AzureStore, ClientConfig, RetryConfig, S3Store
 
@@ -44,6 +45,9 @@ class Found:
 class Objects(ABC):
     """The objects of one bucket, by their keys. Raises FileNotFoundError for what is not there, else OSError."""
 
+    keeps_conditions = False
+    """Whether it has been seen that the service refuses a `put_over` whose condition is not met."""
+
     @abstractmethod
     def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
         """Keys that begin with `prefix`, and sizes in bytes, in the order of the service; no folder markers.
@@ -64,8 +68,16 @@ class Objects(ABC):
         """`length` bytes from `start`, at least one of which is there. Raises `Changed` if the version is another."""
 
     @abstractmethod
+    def version(self, key: str) -> str:
+        """What is another after each change of the object; empty if the service keeps no versions."""
+
     def exists(self, key: str) -> bool:
         """Whether there is an object under exactly this key."""
+        try:
+            self.version(key)
+        except FileNotFoundError:
+            return False
+        return True
 
     @abstractmethod
     def put(self, key: str, data: bytes | BinaryIO) -> None:
@@ -97,10 +109,16 @@ class Address:
 
     @classmethod
     def of_object(cls, uri: str) -> "Address":
-        """From an exact URI of a manifest, in which the key is percent-encoded."""
+        """From an exact URI of a manifest, in which the key is percent-encoded. Raises OSError if that names none."""
         scheme, _, rest = uri.partition("://")
         authority, _, key = rest.partition("/")
-        return cls(scheme, unquote(authority), unquote(key))
+        try:
+            address = cls(scheme, unquote(authority, errors="strict"), unquote(key, errors="strict"))
+        except UnicodeDecodeError:
+            raise OSError("the key is not UTF-8, as those of every bucket are") from None
+        if not address.key:
+            raise OSError("the URI names no object")
+        return address
 
     def uri_of(self, key: str) -> str:
         """The exact URI of a key of this bucket."""
@@ -119,15 +137,22 @@ _VARIABLES = {
         ),
     ),
     "gs": ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"),
-    "abfs": (
-        *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
-        *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ENDPOINT"),
-    ),
+    "abfs": azure.VARIABLES,
 }
+_BUCKET = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9_.$:@~+-]{1,255}")
+"""With Azure's account; nothing that would end this part of a URL."""
+_PART = r"(?!\.\.?(?:/|\Z))[^/\x00-\x1f\x7f]+"
+_PLAIN_KEY = re.compile(f"{_PART}(?:/{_PART})*")
+MAX_PLAIN_KEY = 4096
+_VERSION = re.compile(r"[\x21-\x7e]{1,1024}")
 
 
 def objects_at(address: Address) -> Objects:
-    """The bucket of an address, reached as the environment now says."""
+    """The bucket of an address, reached as the environment now says. Raises OSError, also for what names none."""
+    if not address.authority.partition("@")[0]:
+        raise OSError("the URI names no bucket")
+    if not _BUCKET.fullmatch(address.authority):
+        raise OSError(f"{address.authority[:80]!r} is no name of a bucket")
     scheme = "abfs" if address.scheme in AZURE_SCHEMES else address.scheme
     return _objects(scheme, address.authority, tuple(os.environ.get(name, "") for name in _VARIABLES[scheme]))
 
@@ -154,10 +179,13 @@ class Listing:
     def of_s3(cls, root: ElementTree.Element) -> Self:
         """From the answer of S3, which writes keys as in a URL, since XML cannot hold all of them."""
         plain = _plain_key if root.findtext("EncodingType") == "url" else str
+        after = root.findtext("NextContinuationToken", "")
+        if not after and root.findtext("IsTruncated") == "true":
+            raise OSError("the service lists only a part, and does not say how to ask for the rest (ListObjectsV2)")
         return cls(
             [(plain(each.findtext("Key", "")), int(each.findtext("Size", "0"))) for each in root.iterfind("Contents")],
             [plain(each.findtext("Prefix", "")) for each in root.iterfind("CommonPrefixes")],
-            root.findtext("NextContinuationToken", ""),
+            after,
         )
 
     @classmethod
@@ -218,13 +246,20 @@ class _Obstore(Objects):
         assert self._rest is not None
         while True:
             words = urlencode(sorted(query.items()), quote_via=quote, safe="")
-            page = read(_xml(self._rest.send("GET", f"{self._url}?{words}").content))
+            try:
+                page = read(_xml(self._rest.send("GET", f"{self._url}?{words}").content))
+            except ValueError as error:
+                raise OSError(f"the answer to a listing is not understood: {error}") from error
             yield page
             if not page.next:
                 return
+            if page.next == query.get(mark):
+                raise OSError("the service gives the same page of a listing again and again")
             query[mark] = page.next
 
     def get(self, key: str) -> Found:
+        if not _is_plain(key):
+            return self._get_exactly(key)
         with _as_os_errors():
             result = self.store.get(key)
             meta = result.meta
@@ -233,11 +268,16 @@ class _Obstore(Objects):
             with _as_os_errors():
                 return bytes(result.bytes())
 
-        return Found(meta["size"], str(meta["e_tag"]), read)
+        return Found(meta["size"], meta["e_tag"] or "", read)
 
     def get_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
         from obstore.exceptions import PreconditionError
 
+        if version and not _VERSION.fullmatch(version):
+            raise Changed(f"has no version {version[:80]!r}")
+        if not _is_plain(key):
+            headers = {"Range": f"bytes={start}-{start + length - 1}"} | ({"If-Match": version} if version else {})
+            return self._send("GET", key, headers=headers).content
         options: GetOptions = {"range": (start, start + length)}
         if version:
             options["if_match"] = version
@@ -247,13 +287,14 @@ class _Obstore(Objects):
             except PreconditionError:
                 raise Changed("changed while it was read") from None
 
-    def exists(self, key: str) -> bool:
-        with _as_os_errors(), suppress(FileNotFoundError):
-            self.store.head(key)
-            return True
-        return False
+    def version(self, key: str) -> str:
+        if not _is_plain(key):
+            return str(self._send("HEAD", key).headers.get("etag", ""))
+        with _as_os_errors():
+            return self.store.head(key)["e_tag"] or ""
 
     def put(self, key: str, data: bytes | BinaryIO) -> None:
+        _require_plain(key)
         with _as_os_errors():
             if isinstance(data, bytes):
                 self.store.put(key, data, use_multipart=False)
@@ -263,6 +304,7 @@ class _Obstore(Objects):
     def put_over(self, key: str, data: bytes, version: str | None) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
+        _require_plain(key)
         with _as_os_errors():
             try:
                 self.store.put(key, data, mode={"e_tag": version} if version else "create", use_multipart=False)
@@ -271,8 +313,36 @@ class _Obstore(Objects):
             return True
 
     def delete(self, key: str) -> None:
+        _require_plain(key)
         with _as_os_errors(), suppress(FileNotFoundError):
             self.store.delete(key)
+
+    def _get_exactly(self, key: str) -> Found:
+        answer = self._send("GET", key, stream=True)
+        size_bytes, version = size_of(answer), answer.headers.get("etag", "")
+
+        def read() -> bytes:
+            return read_to_end(answer, lambda: self.get_range(key, 0, size_bytes, version))
+
+        return Found(size_bytes, version, read, answer.close)
+
+    def _send(self, method: str, key: str, **options: Any) -> "httpx.Response":
+        """A request for an object that obstore would not ask for by this name."""
+        if not key or {".", ".."} & set(key.split("/")):  # every program on the way takes these for steps
+            raise FileNotFoundError(f"no request can name an object {key!r}")
+        if self._rest is None:
+            raise OSError(f"an object {key!r} cannot be asked for by an identity, only by an account's key or token")
+        return self._rest.send(method, f"{self._url}/{quote(key, safe='/')}", **options)
+
+
+def _is_plain(key: str) -> bool:
+    """Whether obstore asks for exactly this. It drops a slash at either end, and panics at a URL of 64 KiB."""
+    return len(key) <= MAX_PLAIN_KEY and _PLAIN_KEY.fullmatch(key) is not None
+
+
+def _require_plain(key: str) -> None:
+    if not _is_plain(key):
+        raise OSError(f"{key[:80]!r} is no key to write under")
 
 
 class S3Bucket(_Obstore):
@@ -306,8 +376,8 @@ class AzureContainer(_Obstore):
     def __init__(self, authority: str) -> None:
         from obstore.store import AzureStore
 
-        container, _, host = authority.partition("@")
-        self.options = azure.options_of(host)
+        container, separator, host = authority.partition("@")
+        self.options = azure.options_of(host if separator else None)
         endpoint = self.options["endpoint"]
         sign = azure.signer(self.options)
         self._rest = Rest(sign) if sign else None

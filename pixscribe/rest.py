@@ -64,9 +64,12 @@ class Rest:
 
         body = content() if content else None
         headers = {"Accept-Encoding": "identity", **(headers or {})}
-        request = self._client.build_request(method, url, params=params, headers=headers, content=body)
-        if self._sign:
-            self._sign(request)
+        try:
+            request = self._client.build_request(method, url, params=params, headers=headers, content=body)
+            if self._sign:
+                self._sign(request)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise OSError(f"cannot be asked for: {one_line(error)}") from error
         try:
             answer = self._client.send(request, stream=True)
             if not (answer.is_success and stream):
@@ -74,6 +77,27 @@ class Rest:
         except httpx.HTTPError as error:
             raise _Passing(f"{request.url.copy_with(query=None)}: {one_line(error)}") from error
         return _checked(answer)
+
+
+def size_of(answer: "httpx.Response") -> int:
+    """The bytes that are still to be read. Raises OSError if the answer does not say."""
+    try:
+        return int(answer.headers["content-length"])
+    except (LookupError, ValueError):
+        answer.close()
+        raise OSError("the service does not say how large the object is") from None
+
+
+def read_to_end(answer: "httpx.Response", otherwise: Callable[[], bytes]) -> bytes:
+    """The body as it was sent, or what `otherwise` gets if the connection breaks."""
+    import httpx
+
+    try:
+        return b"".join(answer.iter_raw())
+    except httpx.HTTPError:
+        return otherwise()
+    finally:
+        answer.close()
 
 
 def one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
@@ -27,6 +27,9 @@ from pixscribe.types import ImageRef
 SWAP_TRIES = 100
 MAX_IMAGE_BYTES = 512 * 1024 * 1024
 """A larger file is no image that a model would be asked about, and one that has to fit into memory."""
+MAX_OFFSET = 2**63 - 1
+"""Of a byte in a file, as far as the system counts."""
+REPLACED = "changed since it was listed"
 
 
 _is_plain = re.compile(r"[A-Za-z0-9_.~-]+").fullmatch
@@ -97,7 +100,13 @@ class Storage(ABC):
         """Fail now, with one sentence, if nothing could be written here later."""
         key = f"runs/.probe-{uuid4().hex}"
         self.write(key, b"pixscribe")
-        self.delete(key)
+        try:
+            self.check_swaps(key)
+        finally:
+            self.delete(key)
+
+    def check_swaps(self, key: str) -> None:  # noqa: B027 (those of a folder are our own)
+        """Fail with one sentence, if `swap` would keep nobody out. What lies under `key` is written over."""
 
     def uri_of(self, key: str) -> str:
         """The URI of `key`, for people and for run.json."""
@@ -119,21 +128,6 @@ def is_bucket(uri: str) -> bool:
     return bool(separator) and scheme in BUCKET_SCHEMES
 
 
-def read_image(uri: str) -> bytes:
-    """The bytes behind an exact URI of the manifest, read once and in one go.
-
-    Raises `ReadError` when they cannot be had or change while they are read, `DecodeError` (too_large) above 512 MiB.
-    """
-    try:
-        if not is_bucket(uri):
-            return read_file(local_path(uri))
-        from pixscribe.buckets import read_object
-
-        return read_object(uri)
-    except (OSError, pa.ArrowException) as error:
-        raise ReadError(f"cannot be read: {reason(error)}") from error
-
-
 @contextmanager
 def open_uri(uri: str) -> Iterator[BinaryIO]:
     """What an exact URI leads to, to read at random. Raises FileNotFoundError, OSError."""
@@ -147,9 +141,22 @@ def open_uri(uri: str) -> Iterator[BinaryIO]:
             yield file
 
 
+def version_of(uri: str) -> str:
+    """What is another after each change of a file or object: size and time of change, ETag or generation.
+
+    Empty if a bucket keeps no versions. Raises FileNotFoundError, OSError, `ReadError` for what is no file.
+    """
+    if not is_bucket(uri):
+        with open(_opened(local_path(uri)), "rb", buffering=0) as file:
+            return _version(file)
+    from pixscribe.buckets import version_of_object
+
+    return version_of_object(uri)
+
+
 def local_path(uri: str) -> bytes:
     """The path that an exact `file://` URI means."""
-    return unquote_to_bytes(uri.removeprefix("file://"))
+    return unquote_to_bytes(uri.removeprefix("file://").encode("utf-8", "surrogatepass"))
 
 
 def quoted(name: str | bytes) -> str:
@@ -171,12 +178,17 @@ def read_file(path: bytes) -> bytes:
     return data
 
 
-def read_file_range(path: bytes, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start`. Raises as `read_file` does, and when there are fewer."""
-    check_size(length)
+def read_file_range(path: bytes, start: int, length: int, version: str | None = None) -> bytes:
+    """`length` bytes of a file from `start`, of the version that `version_of` told, if one is given.
+
+    Raises as `read_file` does, and when there are fewer or the version is another.
+    """
+    check_range(start, length)
     with open(_opened(path), "rb") as file:
         file.seek(start)
         data = file.read(length)
+        if version and _version(file) != version:
+            raise ReadError(REPLACED, code="changed_during_run")
     if len(data) != length:
         raise ReadError(f"ends before byte {start + length}", code="changed_during_run")
     return data
@@ -186,6 +198,18 @@ def check_size(size_bytes: int) -> None:
     """Raise `DecodeError` (too_large) for what is no image that would be asked about."""
     if size_bytes > MAX_IMAGE_BYTES:
         raise DecodeError(f"{size_bytes} bytes exceed the {MAX_IMAGE_BYTES} that are read", code="too_large")
+
+
+def check_range(start: int, length: int) -> None:
+    """Raise `ReadError` for a range that lies in no file, as `check_size` does for its length."""
+    check_size(length)
+    if min(start, length) < 0 or start + length > MAX_OFFSET:
+        raise ReadError("the part begins or ends where no file has a byte")
+
+
+def _version(file: IO[bytes]) -> str:
+    status = os.fstat(file.fileno())
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 @contextmanager
@@ -374,6 +398,8 @@ def _display(relative: bytes) -> str:
 
 
 def _opened(path: bytes) -> int:
+    if b"\0" in path:
+        raise ReadError("the path holds a NUL character, as that of no file does")
     # without O_NONBLOCK, a pipe that took the file's place since the scan would hang the run
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -24,11 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pixscribe.buckets import read_object_range
+from pixscribe.config import make_config
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.errors import ConfigError, DecodeError, LockLost, OutputError, ReadError
 from pixscribe.lock import RunLock
 from pixscribe.objects import Address, AzureContainer, in_one_line
-from pixscribe.storage import open_storage, open_uri, read_image
+from pixscribe.reading import read_image
+from pixscribe.storage import open_storage, open_uri, version_of
 from tests.conftest import SAMPLES, MakeConfig, annotate, write_yaml
 from tests.invariants import TABLES
 from tests.test_faults_process import DETECT, finish, start, wait_until
@@ -37,6 +40,7 @@ SAMPLE = next(SAMPLES.rglob("*.png")).read_bytes()
 ACCOUNT = "devstoreaccount1"
 # the key that every Azurite has
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+SMALLEST = {"name": "x", "source": {"uri": "images"}, "prompts": [{"name": "objects", "kind": "detect"}]}
 SECRET_WORDS = ("Eby8vdM02", "SharedKey ", "sig=", "Signature=")
 
 
@@ -183,14 +187,15 @@ def test_folder_markers_are_no_images_and_empty_objects_are(cloud: Cloud):
         list(open_storage(f"{cloud.uri}/nothing").walk())
 
 
-def test_a_key_that_is_no_path_is_listed_and_read_or_refused_but_never_taken_for_another(cloud: Cloud):
+def test_a_key_that_is_no_path_is_listed_and_read_and_never_taken_for_another(cloud: Cloud):
     cloud.put_all({"in/a.png": b"a", "in//a.png": b"other", "in/z.png": b"z", "in/b/c.png": b"c"})
     refs = list(open_storage(f"{cloud.uri}/in").walk())
     assert [ref.file_name for ref in refs] == ["/a.png", "a.png", "b/c.png", "z.png"]
-    assert [read_image(ref.uri) for ref in refs[1:]] == [b"a", b"c", b"z"]
-    # obstore asks for no such key
-    with nullcontext() if cloud.uri.startswith("gs://") else pytest.raises(ReadError, match="cannot be read"):
-        assert read_image(refs[0].uri) == b"other"
+    assert [read_image(ref.uri) for ref in refs] == [b"other", b"a", b"c", b"z"]
+    assert read_object_range(refs[0].uri, 1, 3, version_of(refs[0].uri)) == b"the"
+    for key in ("/in/a.png", "in/a.png/"):
+        with pytest.raises(ReadError, match="cannot be read"):
+            read_image(f"{cloud.uri}/{key}")
 
 
 def test_a_key_can_be_written_listed_read_and_deleted(cloud: Cloud):
@@ -288,8 +293,6 @@ def test_a_lock_keeps_a_second_owner_out(cloud: Cloud):
 
 
 def test_an_image_is_read_whole_in_range_or_not_at_all(cloud: Cloud, monkeypatch: pytest.MonkeyPatch):
-    from pixscribe.buckets import read_object_range
-
     cloud.put_all({"in/a b%.png": SAMPLE, "in/empty.png": b""})
     uri = f"{cloud.uri}/in/a%20b%25.png"
     assert (read_image(uri), read_image(f"{cloud.uri}/in/empty.png")) == (SAMPLE, b"")
@@ -301,6 +304,32 @@ def test_an_image_is_read_whole_in_range_or_not_at_all(cloud: Cloud, monkeypatch
     monkeypatch.setattr("pixscribe.storage.MAX_IMAGE_BYTES", 10)
     with pytest.raises(DecodeError, match="exceed"):
         read_image(uri)
+
+
+def test_a_range_is_of_the_version_that_was_listed_or_refused(cloud: Cloud):
+    cloud.put_all({"in/a.tar": b"0123", "in/%.tar": b"0123"})
+    for uri in (f"{cloud.uri}/in/a.tar", f"{cloud.uri}/in/%25.tar"):
+        version = version_of(uri)
+        assert (read_object_range(uri, 1, 2, version), read_object_range(uri, 1, 0, version)) == (b"12", b"")
+        assert version == version_of(uri)
+    open_storage(cloud.uri).write("in/a.tar", b"3210")
+    assert read_object_range(f"{cloud.uri}/in/a.tar", 1, 2) == b"21"
+    for old in (version_of(f"{cloud.uri}/in/%25.tar") + "0", "none", "1"):
+        with pytest.raises(ReadError, match="changed since it was listed") as caught:
+            read_object_range(f"{cloud.uri}/in/a.tar", 1, 2, old)
+        assert caught.value.code == "changed_during_run"
+    open_storage(cloud.uri).write("in/a.tar", b"4")
+    with pytest.raises(ReadError, match="changed since it was listed"):
+        read_object_range(f"{cloud.uri}/in/a.tar", 2, 2, version)
+    with pytest.raises(FileNotFoundError):
+        version_of(f"{cloud.uri}/in/none.tar")
+
+
+def test_a_lock_in_this_bucket_would_hold(cloud: Cloud):
+    storage = open_storage(f"{cloud.uri}/out")
+    storage.probe()
+    storage.probe()
+    assert storage.list("runs") == []
 
 
 async def test_a_bucket_that_is_not_there_is_one_sentence_soon_and_without_a_secret(cloud: Cloud, make: MakeConfig):
@@ -386,9 +415,51 @@ def test_azure_is_listed_by_obstore_where_only_that_has_a_token(azure_url: str, 
     [
         pytest.param(
             "c@acc.dfs.core.windows.net",
-            {"AZURE_STORAGE_ACCOUNT_KEY": "a2V5", "AZURE_STORAGE_ACCOUNT_NAME": "other"},
+            {"AZURE_STORAGE_ACCOUNT_KEY": "a2V5", "AZURE_STORAGE_ACCOUNT_NAME": "acc"},
             {"account_name": "acc", "account_key": "a2V5", "endpoint": "https://acc.blob.core.windows.net"},
             id="account-in-the-uri",
+        ),
+        pytest.param(
+            "c@acc.dfs.core.chinacloudapi.cn",
+            {"AZURE_STORAGE_SAS_TOKEN": "sig=x", "AZURE_STORAGE_ACCOUNT_NAME": "acc"},
+            {"account_name": "acc", "sas_key": "sig=x", "endpoint": "https://acc.blob.core.chinacloudapi.cn"},
+            id="in-another-cloud",
+        ),
+        pytest.param(
+            "c@acc.dfs.core.windows.net",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1/acc/"},
+            {"account_name": "acc", "endpoint": "http://127.0.0.1:1/acc"},
+            id="account-in-the-uri-and-endpoint",
+        ),
+        pytest.param(
+            "c@acc.blob.stack.example",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ENDPOINT": "https://acc.blob.stack.example"},
+            {"account_name": "acc", "endpoint": "https://acc.blob.stack.example"},
+            id="domain-of-the-endpoint",
+        ),
+        pytest.param(
+            "c@acc.dfs.core.windows.net",
+            {},
+            {"account_name": "acc", "endpoint": "https://acc.blob.core.windows.net"},
+            id="identity",
+        ),
+        pytest.param(
+            "c@other.dfs.core.windows.net",
+            {"AZURE_STORAGE_ACCOUNT_KEY": "a2V5", "AZURE_STORAGE_ACCOUNT_NAME": "acc"},
+            {"account_name": "other", "skip_signature": "true", "endpoint": "https://other.blob.core.windows.net"},
+            id="foreign-account",
+        ),
+        pytest.param(
+            "c@acc.dfs.core.windows.net",
+            {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=acc;AccountKey=a2V5;EndpointSuffix=core.chinacloudapi.cn"},
+            {"account_name": "acc", "skip_signature": "true", "endpoint": "https://acc.blob.core.windows.net"},
+            id="foreign-account-of-the-same-name",
+        ),
+        pytest.param(
+            "c@other.dfs.core.windows.net",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1/acc"},
+            {"account_name": "other", "endpoint": "https://other.blob.core.windows.net"},
+            id="foreign-account-by-identity",
         ),
         pytest.param(
             "c",
@@ -410,6 +481,60 @@ def test_azure_is_told_by_the_uri_the_variables_or_the_connection_string(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert AzureContainer(authority).options == options
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "c@evil.dfs.attacker.example",
+        "c@evil.attacker.example",
+        "c@evil.dfs.attacker.example/core.windows.net",
+        "c@acc.dfs.core.windows.net.attacker.example",
+        "c@evil.dfs.attacker.example#.core.windows.net",
+        "c@evil.attacker.example:8443",
+        "c@127.0.0.1:9",
+        "c@169",
+        "c@",
+        "c@acc.dfs.core.windows.net@attacker.example",
+        "c@acc.dfs.core.windows.net:8443",
+    ],
+)
+def test_no_secret_goes_to_a_host_that_is_not_of_azure(authority: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acc")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=SECRET")
+    with pytest.raises(ReadError, match=r"is no account of Azure|is no name of a bucket"):
+        read_image(f"abfs://{quote(authority, safe='@')}/x.jpg")
+    if not set("/#") & set(authority):
+        with pytest.raises(ConfigError, match=r"output\.uri"):
+            make_config({**SMALLEST, "output": {"uri": f"abfs://{authority}/x"}})
+
+
+def test_the_account_of_a_token_has_to_be_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=SECRET")
+    with pytest.raises(ReadError, match=r"whose .* is not said; set AZURE_STORAGE_ACCOUNT_NAME") as caught:
+        read_image("abfs://c@acc.dfs.core.windows.net/x.jpg")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_foreign_container_is_asked_without_a_signature(azure_url: str, monkeypatch: pytest.MonkeyPatch):
+    with httpx.Client() as client:
+        cloud = new_azure_container(azure_url, client, monkeypatch)
+        cloud.put("a.jpg", b"private")
+    assert read_image(f"{cloud.uri}/a.jpg") == b"private"
+    monkeypatch.setattr("pixscribe.azure.endpoint_of", lambda _account, _domain: azure_url)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "mine")
+    for key in ("a.jpg", "/a.jpg"):
+        with pytest.raises(ReadError, match="cannot be read"):
+            read_image(f"{cloud.uri}@{ACCOUNT}.dfs.core.windows.net/{key}")
+
+
+def test_a_key_of_azure_that_is_none_is_one_sentence_without_it(azure_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "SECRET!")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure_url)
+    with pytest.raises(OutputError, match="AZURE_STORAGE_ACCOUNT_KEY is no key") as caught:
+        open_storage("abfs://container/x").probe()
+    assert "SECRET" not in str(caught.value)
 
 
 def test_without_an_account_azure_is_one_sentence():
