@@ -19,19 +19,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from pixscribe import azure
 from pixscribe.config import SourceConfig
 from pixscribe.errors import ConfigError
-from pixscribe.objects import BUCKET_SCHEMES
-from pixscribe.places import SourceFile, file_uri, name_of_uri, plain_name, scheme_of
-from pixscribe.storage import open_uri, reason
+from pixscribe.objects import AZURE_SCHEMES, BUCKET_SCHEMES
+from pixscribe.places import SourceFile, file_uri, name_of_uri, plain_name, scheme_of, split_part
+from pixscribe.storage import local_path, open_uri, reason
 from pixscribe.types import ImageRef
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ LINES_LOOKED_AT = 20
 """If none of so many is JSON, the file is no list of JSON objects."""
 READ_BYTES = 1024 * 1024
 FIRST_BATCH, LARGEST_BATCH = 64, 65_536
+BATCH_CHARACTERS = 8 * 1024 * 1024
+"""Of names and URIs, which may be as long as `MAX_NAME_BYTES`."""
 
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::\d{1,4})?(?:[/?#]|$)")
 
@@ -76,8 +79,8 @@ def list_text(file: SourceFile, source: SourceConfig) -> Iterator[ImageRef]:
 def refs_of(lines: Iterable[Line], file: SourceFile) -> Iterator[ImageRef]:
     """The images that lines name, relative paths being relative to the place of the file."""
     rows, names, left_out = Seen(), Seen(), 0
-    for batch in _growing_batches(lines):
-        refs = [_ref(line, file) for line in batch]
+    # lines are made references first: of a line of many megabytes, a reference keeps some words
+    for refs in _growing_batches(_ref(line, file) for line in lines):
         fresh = rows.add(_numbers(f"{ref.file_name}\0{ref.uri}" for ref in refs))
         left_out += len(refs) - int(fresh.sum())
         refs = [ref for ref, is_fresh in zip(refs, fresh, strict=True) if is_fresh]
@@ -91,6 +94,8 @@ def choose_column(names: Sequence[str], wanted: str | None, key: str, file: Sour
     """The column that is meant. Raises `ConfigError` that names those that there are."""
     found = next((name for name in ((wanted,) if wanted else URI_COLUMNS) if name in names), None)
     if found is not None:
+        if (count := names.count(found)) > 1:
+            raise ConfigError(f"source.{key}: {found!r} is the name of {count} columns of {file.name!r}")
         return found
     there = ", ".join(repr(name[:80]) for name in names[:20]) + (", …" if len(names) > 20 else "")
     what = f"{wanted!r} is no column" if wanted else f"null finds no column {', '.join(URI_COLUMNS)}"
@@ -117,12 +122,17 @@ class Seen:
         return fresh
 
 
-def _growing_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _growing_batches(refs: Iterable[ImageRef]) -> Iterator[list[ImageRef]]:
     """Small ones first: whoever only asks whether there is an image should not wait for thousands."""
-    remaining, size = iter(lines), FIRST_BATCH
-    while batch := list(islice(remaining, size)):
+    batch, size, characters = list[ImageRef](), FIRST_BATCH, 0
+    for ref in refs:
+        batch.append(ref)
+        characters += len(ref.uri) + len(ref.file_name)
+        if len(batch) >= size or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, size, characters = [], min(2 * size, LARGEST_BATCH), 0
+    if batch:
         yield batch
-        size = min(2 * size, LARGEST_BATCH)
 
 
 def _numbers(texts: Iterable[str]) -> Numbers:
@@ -156,20 +166,13 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _read(lines: Iterator[bytes], file: SourceFile, source: SourceConfig) -> Iterator[Line]:
-    first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
-    lines = _chain(first, lines)
+    lines = chain((first.removeprefix(b"\xef\xbb\xbf") for first in islice(lines, 1)), lines)
     kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
     if kind == "csv":
         return _read_csv(lines, file, source)
     if kind == "jsonl":
         return _read_jsonl(lines, file, source)
     return _without_empty_end(Line(number, line) for number, line in enumerate(lines, 1))
-
-
-def _chain(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from lines
 
 
 def _without_empty_end(lines: Iterable[Line]) -> Iterator[Line]:
@@ -185,42 +188,72 @@ def _without_empty_end(lines: Iterable[Line]) -> Iterator[Line]:
 
 
 def _read_csv(lines: Iterator[bytes], file: SourceFile, source: SourceConfig) -> Iterator[Line]:
-    rows = csv.reader(line.decode("utf-8", "surrogateescape") + "\n" for line in lines)
-    try:
-        header = next(rows, [])
-    except csv.Error as error:
-        raise ConfigError(f"source.uri: {file.name!r} is no CSV file: {error}") from error
+    rows = _csv_rows(lines, file)
+    header = next((row for _, row in rows if row), [])
+    if isinstance(header, str):
+        raise ConfigError(f"source.uri: the first line of {file.name!r} {header}")
     place = header.index(choose_column(header, source.uri_column, "uri_column", file))
     named = header.index(choose_column(header, source.name_column, "name_column", file)) if source.name_column else None
-    yield from _without_empty_end(_csv_line(rows, row, len(header), place, named) for row in _csv_rows(rows))
+    yield from _without_empty_end(_csv_line(number, row, len(header), place, named) for number, row in rows)
 
 
-def _csv_rows(rows: Any) -> Iterator[list[str] | str]:
-    """Rows, or what is wrong with one."""
+def _csv_rows(lines: Iterator[bytes], file: SourceFile) -> Iterator[tuple[int, list[str] | str]]:
+    """The number of the line in which a row begins, and the row, or what is wrong with it.
+
+    Raises `ConfigError` for a quote that is not closed: nobody knows how many rows are behind it.
+    """
+    csv.field_size_limit(2 * MAX_LINE_BYTES)  # what bounds a field is the bound of its row
+    row = _Row(lines)
+    rows = csv.reader(row, strict=True)
     while True:
+        first, row.size_bytes = rows.line_num + 1, 0
         try:
-            yield next(rows)
+            yield first, next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            yield f"is no CSV: {error}"
+            if row.is_endless:
+                said = f"opens a quote in line {first} and does not close it"
+                raise ConfigError(f"source.uri: {file.name!r} {said}") from error
+            yield first, f"is no CSV: {error}"
 
 
-def _csv_line(rows: Any, row: list[str] | str, columns: int, place: int, named: int | None) -> Line:
-    number: int = rows.line_num
+class _Row:
+    """The lines for a reader of CSV, which asks for the next one when a row goes on there."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = lines
+        self.size_bytes = 0
+        self.is_endless = False
+
+    def __iter__(self) -> "_Row":
+        return self
+
+    def __next__(self) -> str:
+        """An empty end makes the reader refuse what it has of a row."""
+        line = None if self.size_bytes > MAX_LINE_BYTES else next(self._lines, None)
+        if line is None:
+            self.is_endless = True
+            raise StopIteration
+        self.size_bytes += len(line)
+        return line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _csv_line(number: int, row: list[str] | str, columns: int, place: int, named: int | None) -> Line:
     if isinstance(row, str):
         return Line(number, None, error=row)
     if not row:
         return Line(number, b"")
     if len(row) != columns:
         return Line(number, None, error=f"has {len(row)} columns where the first line has {columns}")
+    if "\n" in row[place]:
+        return Line(number, None, error="names an image with a line break in it; a quote may be missing at its end")
     name = None if named is None else os.fsencode(row[named])
     return Line(number, os.fsencode(row[place]) or None, name, None if row[place] else "names no image")
 
 
 def _read_jsonl(lines: Iterator[bytes], file: SourceFile, source: SourceConfig) -> Iterator[Line]:
-    head = [_parse(line) for line in islice(lines, LINES_LOOKED_AT)]
-    example = next((each for each in head if isinstance(each, dict)), None)
+    head, example = _up_to_first_object(map(_parse, islice(lines, LINES_LOOKED_AT)))
     if example is None:
         if head:
             raise ConfigError(f"source.uri: {file.name!r} does not hold a JSON object in each line")
@@ -228,8 +261,19 @@ def _read_jsonl(lines: Iterator[bytes], file: SourceFile, source: SourceConfig) 
     column = choose_column(list(example), source.uri_column, "uri_column", file)
     if source.name_column:
         choose_column(list(example), source.name_column, "name_column", file)
-    rows = _chain_rows(head, lines)
-    yield from _without_empty_end(_json_line(n, row, column, source.name_column) for n, row in enumerate(rows, 1))
+    rows = enumerate(chain(head, map(_parse, lines)), 1)
+    yield from _without_empty_end(_json_line(number, row, column, source.name_column) for number, row in rows)
+
+
+def _up_to_first_object(
+    rows: Iterator[dict[str, Any] | str | None],
+) -> tuple[list[dict[str, Any] | str | None], dict[str, Any] | None]:
+    head = []
+    for row in rows:
+        head.append(row)
+        if isinstance(row, dict):
+            return head, row
+    return head, None
 
 
 def _parse(line: bytes) -> dict[str, Any] | str | None:
@@ -243,13 +287,6 @@ def _parse(line: bytes) -> dict[str, Any] | str | None:
     except orjson.JSONDecodeError as error:
         return f"is no JSON: {error}"
     return value if isinstance(value, dict) else "is no JSON object"
-
-
-def _chain_rows(
-    head: list[dict[str, Any] | str | None], lines: Iterator[bytes]
-) -> Iterator[dict[str, Any] | str | None]:
-    yield from head
-    yield from map(_parse, lines)
 
 
 def _json_line(number: int, row: dict[str, Any] | str | None, column: str, name_column: str | None) -> Line:
@@ -317,15 +354,21 @@ def _of_path(path: bytes, file: SourceFile) -> ImageRef:
 def _of_uri(value: bytes, scheme: str) -> ImageRef:
     # what no URI may hold as it is gets encoded, so that the column `uri` is one
     uri = scheme + quote(value, safe="!#$%&'()*+,/:;=?@[]~")[len(scheme) :]
+    place, part = split_part(uri)
     if scheme in ("http", "https"):
         _check_url(uri)
+    elif "%00" in place:
+        raise ValueError("holds a NUL character")
     if scheme == "file" and not uri.startswith("file:///"):
         raise ValueError("should have file:/// and an absolute path")
+    host = unquote(uri.split("/")[2].partition("@")[2]) if scheme in AZURE_SCHEMES else ""
+    if host and not azure.is_account(host):
+        raise ValueError(f"has the host {host[:80]!r}; allowed: {azure.allowed_hosts()}")
     name = name_of_uri(uri)
     if not name:
         raise ValueError("names no file")
-    is_plain_file = scheme == "file" and "#" not in uri
-    return ImageRef(name, uri, _size_bytes(unquote_to_bytes(uri[7:])) if is_plain_file else None)
+    is_plain_file = scheme == "file" and not part
+    return ImageRef(name, uri, _size_bytes(local_path(uri)) if is_plain_file else None)
 
 
 def _check_url(url: str) -> None:

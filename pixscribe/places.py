@@ -21,6 +21,7 @@ _SUFFIX = re.compile(r"\.(?:(?:csv|jsonl|txt)(?:\.gz)?|parquet|tar)", re.IGNOREC
 _PACKED_TAR = re.compile(r"\.(?:tar\.\w+|tgz|tbz2?|txz)", re.IGNORECASE)
 _SPECIAL = re.compile(r"[*?\[{]")
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+_PART = re.compile(r"(?:offset|column)=")
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -88,6 +89,12 @@ def with_part(uri: str, **part: str | bytes | int) -> str:
     return f"{uri}#{urlencode(part, quote_via=quote, safe='')}"
 
 
+def split_part(uri: str) -> tuple[str, str]:
+    """The exact URI of a file, and what names the part of it that is meant; empty if all of it is."""
+    file, _, part = uri.partition("#")
+    return (file, part) if _PART.match(part) else (uri, "")
+
+
 def scheme_of(value: bytes) -> str | None:
     """The scheme of a URI in lower case; None for a path."""
     match = _SCHEME.match(value)
@@ -103,9 +110,9 @@ def plain_name(path: bytes) -> str:
 def name_of_uri(uri: str) -> str:
     """A name for the tables made of an exact URI: its host or bucket, its path, and the member or row of that file."""
     scheme, _, rest = uri.partition("://")
-    place, _, part = rest.partition("#")
     if scheme in ("http", "https"):
-        return plain_name(unquote_to_bytes(place.partition("?")[0]))
+        return plain_name(unquote_to_bytes(re.split("[?#]", rest, maxsplit=1)[0]))
+    place, part = split_part(rest)
     inner = re.search(r"(?:^|&)(?:member|row)=([^&]*)", part)
     return plain_name(unquote_to_bytes(f"{place}/{inner[1] if inner else ''}"))
 
@@ -168,11 +175,11 @@ def _find(uri: str, root: str, pattern: str) -> Iterator[str]:
 
 def _matches(storage: Storage, folder: str, patterns: list[str]) -> Iterator[str]:
     first, *rest = patterns
-    names = storage.list(folder) if re.search(r"[*?\[]", first) else [first]
-    for name in names:
+    is_pattern = re.search(r"[*?\[]", first) is not None
+    for name in storage.list(folder) if is_pattern else [first]:
         if name == first or fnmatchcase(name, first):
             path = f"{folder}/{name}".lstrip("/")
             if rest:
                 yield from _matches(storage, path, rest)
-            else:
+            elif is_pattern or storage.exists(path):
                 yield path

@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Callable
-from urllib.parse import parse_qs, urldefrag
+from urllib.parse import parse_qs
 
 import pyarrow as pa
 
 from pixscribe.errors import ReadError
 from pixscribe.parquet_images import read_row
+from pixscribe.places import split_part
+from pixscribe.rest import Changed
 from pixscribe.storage import is_bucket, local_path, read_file, read_file_range, reason
 from pixscribe.web import fetch
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_PART = re.compile(r"(?:offset|column)=")
+_is_number = re.compile(r"[0-9]{1,18}").fullmatch
 
 
 def read_image(uri: str, *, allow_private_hosts: bool = False, is_over: Callable[[], bool] = lambda: False) -> bytes:
@@ -24,9 +26,12 @@ def read_image(uri: str, *, allow_private_hosts: bool = False, is_over: Callable
     try:
         if is_url(uri):
             return fetch(uri, allow_private_hosts=allow_private_hosts, is_over=is_over)
-        container, part = urldefrag(uri)
-        return _read_part(container, part) if _PART.match(part) else _read_whole(uri)
-    except (OSError, pa.ArrowException) as error:
+        container, part = split_part(uri)
+        return _read_part(container, part) if part else _read_whole(uri)
+    except Changed as error:
+        raise ReadError(str(error), code="changed_during_run") from error
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError) as error:
+        # a list of URIs may come from anywhere, and what it says may be as wrong as it likes
         raise ReadError(f"cannot be read: {reason(error)}") from error
 
 
@@ -38,11 +43,12 @@ def is_url(uri: str) -> bool:
 def _read_part(container: str, part: str) -> bytes:
     """Raises what its reader raises, and `ReadError` for a fragment that says nothing."""
     said = {key: values[0] for key, values in parse_qs(part, keep_blank_values=True).items()}
-    numbers = [int(said[key]) for key in ("offset", "size", "row") if said.get(key, "").isdecimal()]
+    numbers = [int(said[key]) for key in ("offset", "size", "row") if _is_number(said.get(key, ""))]
+    version = said.get("version")
     if "column" in said and len(numbers) == 1 and "row" in said:
-        return read_row(container, said["column"], numbers[0])
+        return read_row(container, said["column"], numbers[0], version)
     if len(numbers) == 2 and "row" not in said:
-        return _read_range(container, *numbers)
+        return _read_range(container, numbers[0], numbers[1], version)
     raise ReadError(f"the part {part[:80]!r} of a file should be offset and size, or column and row")
 
 
@@ -54,9 +60,9 @@ def _read_whole(uri: str) -> bytes:
     return read_object(uri)
 
 
-def _read_range(uri: str, start: int, length: int) -> bytes:
+def _read_range(uri: str, start: int, length: int, version: str | None) -> bytes:
     if not is_bucket(uri):
-        return read_file_range(local_path(uri), start, length)
+        return read_file_range(local_path(uri), start, length, version)
     from pixscribe.buckets import read_object_range
 
-    return read_object_range(uri, start, length)
+    return read_object_range(uri, start, length, version)

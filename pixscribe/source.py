@@ -178,7 +178,7 @@ def _look_into(source: SourceConfig) -> Iterator[tuple[ImageRef, bool]]:
     for number, file in enumerate(find_files(source.uri)):
         try:
             yield from _look_into_file(file, source)
-        except (OSError, ReadError, pa.ArrowException, ConfigError) as error:
+        except (OSError, ReadError, pa.ArrowException, ValueError, LookupError, TypeError, ConfigError) as error:
             problem = error if isinstance(error, ConfigError) else _unreadable(file, error)
             if number == 0:
                 raise problem from error

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
@@ -128,7 +128,8 @@ class Web:
     def _read(self, response: httpcore.Response, url: httpx.URL) -> bytes | httpx.URL:
         headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
         if response.status in REDIRECTS and b"location" in headers:
-            return _redirected(url, headers[b"location"])
+            # many write it in UTF-8 as it is, and a URL stands for bytes
+            return _redirected(url, quote(headers[b"location"], safe=_OF_URLS, encoding="latin-1"))
         if response.status in PASSING:
             raise _Passing(f"{url.host} answers {response.status}", _seconds(headers.get(b"retry-after", "")))
         if response.status != 200:
@@ -197,9 +198,19 @@ def is_public(address: Address) -> bool:
         inner = (address.sixtofour, *(address.teredo or ()))
         if any(each is not None and not is_public(each) for each in inner):
             return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
+_OF_URLS = "!#$%&'()*+,/:;=?@[]~"
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        # hosts of clouds that only their own machines see, and what Python's lists do not hold or not in every version
+        ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "3fff::/20", "5f00::/16", "fec0::/10"),
+    )
+)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _TIMEOUTS = {"timeout": {"connect": CONNECT_S, "read": SILENCE_S, "write": SILENCE_S, "pool": SILENCE_S}}
 

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pixscribe.config import SourceConfig
-from pixscribe.errors import ConfigError
+from pixscribe.errors import ConfigError, DecodeError, ReadError
 from pixscribe.manifests import Seen
 from pixscribe.reading import read_image
 from pixscribe.source import require_images, scan
@@ -132,13 +133,13 @@ def test_a_bad_line_is_a_row_and_the_rest_goes_on(tmp_path: Path):
     rows = write(
         tmp_path / "a.csv", 'path,b\n1.jpg,x\n2.jpg\n\n"",x\n"3\n.jpg",x\n4.jpg,"' + "y" * 140_000 + '"\n5.jpg,x\n'
     )
-    assert {name: error[:34] for name, error in errors(rows).items()} == {
-        "a.csv:3": "its line has 1 columns where the f",
+    assert {name: error[:35] for name, error in errors(rows).items()} == {
+        "a.csv:3": "its line has 1 columns where the fi",
         "a.csv:4": "its line is empty",
         "a.csv:5": "its line names no image",
-        "a.csv:8": "its line is no CSV: field larger t",
+        "a.csv:6": "its line names an image with a line",
     }
-    assert [name for name in names(rows) if ":" not in name] == ["1.jpg", "3\n.jpg", "5.jpg"]
+    assert [name for name in names(rows) if ":" not in name] == ["1.jpg", "4.jpg", "5.jpg"]
     objects = write(
         tmp_path / "a.jsonl", b'{"url": "1.jpg"}\n{"url": \n[]\n\n{"url": 7}\n{"a": "b"}\n{"url": "2.jpg"}\n\n'
     )
@@ -153,6 +154,79 @@ def test_a_bad_line_is_a_row_and_the_rest_goes_on(tmp_path: Path):
     assert list(errors(table)) == ["list.parquet:2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "head"),
+    [pytest.param("a.txt", b"", [], id="txt"), pytest.param("a.txt", b"\xef\xbb\xbf", [], id="mark")],
+)
+def test_an_empty_first_line_is_a_line(tmp_path: Path, name: str, start: bytes, head: list[str]):
+    assert names(write(tmp_path / name, start + b"\n1.jpg\n\n2.jpg\n\n")) == ["a.txt:1", "1.jpg", "a.txt:3", "2.jpg"]
+    assert names(write(tmp_path / "a.jsonl", start + b'\n{"url": "1.jpg"}\nx\n')) == ["a.jsonl:1", "1.jpg", "a.jsonl:3"]
+    assert names(write(tmp_path / "a.csv", start + b"\nurl\n1.jpg\n\n2.jpg\n")) == ["1.jpg", "a.csv:4", "2.jpg"]
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path):
+    rest = "".join(f"b{number}.jpg,y\n" for number in range(500))
+    path = write(tmp_path / "a.csv", 'url,text\n1.jpg,x\n"2.jpg,y\n' + rest)
+    with pytest.raises(ConfigError, match=r"source\.uri: 'a\.csv' opens a quote in line 3 and does not close it"):
+        names(path)
+    write(path, 'url,text\n1.jpg,"x\n' + rest * 4000)
+    with pytest.raises(ConfigError, match=r"source\.uri: 'a\.csv' opens a quote in line 2 and does not close it"):
+        names(path)
+    write(path, 'url,text\n1.jpg,x\n2.jpg,"x"y\n3.jpg,x\n')
+    assert names(path) == ["1.jpg", "a.csv:3", "3.jpg"]
+
+
+def test_a_field_may_be_long_and_have_lines_of_its_own(tmp_path: Path):
+    text = ("x" * 70 + "\n") * 2500
+    path = write(tmp_path / "a.csv", f'url,text\n1.jpg,"{text}"\n2.jpg,"{"y" * 900_000}"\n\n3.jpg,z\n')
+    assert names(path) == ["1.jpg", "2.jpg", "a.csv:2504", "3.jpg"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("file:///x/a%00.jpg", "file:///x/" + "a" * 300 + ".jpg", "s3://[b/x#1.jpg", "s3://[b/x.jpg", "s3:///k.jpg"),
+        *("s3://b", "s3://b/", "s3://b/..", "s3://images/%00.jpg", "http://[::1/x.jpg", "http://a b/x.jpg"),
+        *("http://h:99999/x.jpg", "http://x..y/a.jpg", "http://" + "a" * 70 + ".com/x.jpg", "https://\u2100.com/a.jpg"),
+        *(
+            "file:///x/a.jpg#offset=-1&size=2",
+            "file:///tmp#offset=0&size=2",
+            "file:///tmp#column=a&row=0",
+            "file:///tmp",
+        ),
+    ],
+)
+def test_a_line_that_names_nothing_is_an_error_of_its_own(bucket: pafs.S3FileSystem, tmp_path: Path, line: str):
+    [ref] = refs(write(tmp_path / "a.txt", line))
+    if ref.error is None:
+        with pytest.raises((ReadError, DecodeError)):
+            read_image(ref.uri)
+
+
+def test_a_nul_is_refused_when_the_list_is_read(tmp_path: Path):
+    [ref] = refs(write(tmp_path / "a.txt", "file:///x/a%00.jpg\n"))
+    assert ref.error == "its line holds a NUL character"
+
+
+def test_a_container_of_an_unknown_host_is_refused_when_the_list_is_read(tmp_path: Path):
+    """Whoever writes a list must not choose who is shown the credentials of the environment."""
+    lines = "abfs://c@acc.dfs.attacker.example/x.jpg\nabfss://c@a%2Eb/x.jpg\naz://c@acc.blob.core.windows.net/y.jpg\n"
+    found = refs(write(tmp_path / "a.txt", lines))
+    assert [(ref.error or "").partition(";")[0] for ref in found] == [
+        "its line has the host 'acc.dfs.attacker.example'",
+        "its line has the host 'a.b'",
+        "",
+    ]
+
+
+def test_what_looks_like_a_fragment_is_part_of_a_name(tmp_path: Path):
+    write(tmp_path / "a#1.jpg", b"1")
+    lines = f"s3://b/a#1.jpg\ns3://b/a#2.jpg\nfile://{tmp_path}/a#1.jpg\ns3://b/c.tar#offset=1&size=2&member=d.jpg\n"
+    found = refs(write(tmp_path / "a.txt", lines))
+    assert [ref.file_name for ref in found] == ["b/a#1.jpg", "b/a#2.jpg", f"{tmp_path}/a#1.jpg"[1:], "b/c.tar/d.jpg"]
+    assert (found[2].size_bytes, read_image(found[2].uri)) == (1, b"1")
+
+
 def test_a_name_that_is_not_utf8_is_read_by_its_bytes(tmp_path: Path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"y")
     for name, data in (("a.txt", b"\xff.jpg\n"), ("a.csv", b"\xef\xbb\xbfpath\r\n\xff.jpg\r\n")):
@@ -163,6 +237,21 @@ def test_a_name_that_is_not_utf8_is_read_by_its_bytes(tmp_path: Path):
 def test_a_line_of_many_megabytes_is_a_row_and_takes_no_memory(tmp_path: Path):
     path = write(tmp_path / "a.txt", b"1.jpg\n" + b"x" * 40_000_000 + b"\n2.jpg\n")
     assert names(path) == ["1.jpg", "a.txt:2", "2.jpg"]
+
+
+@pytest.mark.parametrize("length", [8_000_000, 30_000])
+def test_the_memory_of_a_list_does_not_grow_with_its_lines(tmp_path: Path, length: int):
+    path = tmp_path / "a.txt.gz"
+    lines = 240_000_000 // length
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for number in range(lines):
+            file.write(b"%d" % number + b"x" * length + b"\n")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in scan(SourceConfig(uri=str(path)))) == lines
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_line_is_left_out_only_if_its_uri_and_its_name_were_there_before(

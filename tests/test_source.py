@@ -9,7 +9,7 @@ from pixscribe.config import SourceConfig
 from pixscribe.errors import ConfigError, DecodeError, OutputError, ReadError
 from pixscribe.reading import read_image
 from pixscribe.source import Shard, Shards, count_manifest, read_shard, require_images, scan, write_manifest
-from pixscribe.storage import MAX_IMAGE_BYTES, open_storage
+from pixscribe.storage import MAX_IMAGE_BYTES, open_storage, read_file_range, version_of
 
 HARD_NAMES = [
     "a b.jpg",
@@ -117,6 +117,37 @@ def test_a_file_that_became_a_pipe_after_the_scan_does_not_hang(tmp_path: Path):
 def test_a_file_that_is_gone_is_a_read_error(tmp_path: Path):
     with pytest.raises(ReadError, match="cannot be read: No such file or directory"):
         read_image(f"file://{tmp_path}/a.jpg")
+
+
+def test_a_uri_that_is_not_encoded_is_no_error_of_its_own(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        version_of(f"file://{tmp_path}/\udcff\ud800.jpg")
+
+
+@pytest.mark.parametrize("path", ["a%00.jpg", "%00", "a.jpg%00.png"])
+def test_a_path_that_no_file_can_have_is_a_read_error(tmp_path: Path, path: str):
+    for read in (read_image, version_of):
+        with pytest.raises(ReadError, match="NUL"):
+            read(f"file://{tmp_path}/{path}")
+
+
+@pytest.mark.parametrize(("start", "length"), [(10**20, 1), (2**63 - 1, 2), (2**64, 1), (-1, 2), (0, -1)])
+def test_a_range_that_no_file_has_is_a_read_error(tmp_path: Path, start: int, length: int):
+    with pytest.raises(ReadError, match="no file has"):
+        read_file_range(os.fsencode(write(tmp_path / "a.tar")), start, length)
+
+
+def test_a_range_is_of_the_version_that_was_listed_or_refused(tmp_path: Path):
+    path = write(tmp_path / "a b.tar", b"0123")
+    version = version_of(f"file://{tmp_path}/a%20b.tar")
+    assert read_file_range(os.fsencode(path), 1, 2, version) == b"12"
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ReadError, match="changed since it was listed") as caught:
+        read_file_range(os.fsencode(path), 1, 2, version)
+    assert caught.value.code == "changed_during_run"
+    assert read_file_range(os.fsencode(path), 1, 2) == b"12"
+    with pytest.raises(FileNotFoundError):
+        version_of(f"file://{tmp_path}/none.tar")
 
 
 def test_a_sparse_file_of_terabytes_is_not_read(tmp_path: Path):

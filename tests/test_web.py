@@ -262,6 +262,12 @@ def test_redirects_are_followed_five_times(site: Site, web: Web):
         web.fetch(f"{site.url}/0")
 
 
+def test_a_redirect_may_be_written_in_utf8(site: Site, web: Web):
+    site.answers["/café.jpg"] = PNG
+    site.answers["/a"] = lambda handler: reply(handler, 302, Location="/café.jpg".encode().decode("latin-1"))
+    assert web.fetch(f"{site.url}/a") == PNG
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://x/y", "data:image/png;base64,xx", "//", "http://[::1"])
 def test_a_redirect_to_something_else_is_not_followed(site: Site, web: Web, target: str):
     site.answers["/a"] = lambda handler: reply(handler, 302, Location=target)
@@ -301,6 +307,7 @@ def test_a_redirect_to_something_else_is_not_followed(site: Site, web: Web, targ
             "2001:db8::1",
             "::127.0.0.1",
         ),
+        *("168.63.129.16", "192.0.0.192", "192.88.99.1", "fec0::1", "3fff::1", "5f00::1", "64:ff9b:1::7f00:1"),
     ],
 )
 def test_an_address_that_is_not_public_is_known(address: str):
