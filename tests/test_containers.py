@@ -398,7 +398,7 @@ print(int(peak.split()[1]) // 1024)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
     )
-    assert int(done.stdout) < 500
+    assert int(done.stdout) < 600  # the sixteen alone are 768
 
 
 def test_a_row_that_is_too_large_for_an_image_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
