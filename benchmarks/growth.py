@@ -84,6 +84,7 @@ def main() -> None:
         grown = {way: grow(folder, WAYS[way], counts[way]) for way in WAYS if counts[way]}
         again = dict(go_on(folder, options.shards)) if options.shards else {}
     print(f"{surroundings()}\n\n{report_growth(grown)}")
+    draw_growth(options.svg.with_name("cost.svg"), grown)
     if options.images:
         largest = grown["inline"][-1]
         print(report_memory(largest))
@@ -264,19 +265,26 @@ def report_again(again: dict[str, Measured], shards: int) -> str:
     return markdown_table([f"{shards:,} shards of {SMALL_SHARD} images", "s", "ratio", "CPU s", "peak RSS MB"], rows)
 
 
+def draw_growth(path: Path, grown: dict[str, list[Labelled]]) -> None:
+    """Images/s, and CPU without the start, by the number of images."""
+    _set_style()
+    figure, (pace, cpu) = pyplot.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    for way, color in zip(grown, ("#0b6e99", "#c2571a"), strict=False):
+        one, *runs = grown[way]
+        counts = [run.images for run in runs]
+        pace.plot(counts, [run.images / run.labelling_s for run in runs], "o-", label=WAYS[way].title, color=color)
+        cpu.plot(counts, [_cpu_ms(run, one) for run in runs], "o-", color=color)
+    for axes, label in ((pace, "images/s"), (cpu, "CPU (ms/image)")):
+        axes.set(xscale="log", xlabel="images in the run", ylabel=label, ylim=(0, None))
+        axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
+    pace.legend(frameon=False)
+    _save(figure, path)
+
+
 def draw(path: Path, run: Labelled) -> None:
     """Memory and progress over time, one above the other."""
     readings = run.measured.readings
-    pyplot.switch_backend("svg")
-    pyplot.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "svg.fonttype": "none",
-            "svg.hashsalt": "growth",
-        }
-    )
+    _set_style()
     figure, (memory, progress) = pyplot.subplots(
         2, sharex=True, figsize=(7, 4.6), height_ratios=(3, 2), layout="constrained"
     )
@@ -290,6 +298,23 @@ def draw(path: Path, run: Labelled) -> None:
         for axes in (memory, progress):
             axes.axvline(ten.elapsed_s, color="#555555", linewidth=0.8, linestyle=":")
         memory.annotate(f" {FLAT_AFTER:,} images", (ten.elapsed_s, 0), xytext=(2, 4), textcoords="offset points")
+    _save(figure, path)
+
+
+def _set_style() -> None:
+    pyplot.switch_backend("svg")
+    pyplot.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "growth",
+        }
+    )
+
+
+def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     print(f"plot: {path}", file=sys.stderr)
