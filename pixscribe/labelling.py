@@ -103,8 +103,6 @@ class ShardWork:
     """What one shard has come to so far."""
 
     shard: str
-    refs: list[ImageRef]
-    labelled: list[Labelled | None]
     uploaded: list[str] = field(default_factory=list)
     """The sha256 of what was sent of each image whose file this shard holds on to."""
     asked: set[str] = field(default_factory=set)
@@ -151,9 +149,9 @@ class Labeller:
         `check` raises when the shard is not ours any more; without it, `lock.check` does for the run.
         """
         refs = await self._in_thread(read_shard, self.storage.uri, self.manifest_key, shard)
-        work = ShardWork(shard.name, refs, [None] * len(refs))
-        await gather_or_cancel(self._label_one(work, index) for index in range(len(refs)))
-        rows = await self._in_thread(make_rows, [each for each in work.labelled if each], self.questions, work.uploads)
+        work = ShardWork(shard.name)
+        labelled = await gather_or_cancel(self._label_one(work, ref) for ref in refs)
+        rows = await self._in_thread(make_rows, labelled, self.questions, work.uploads)
         _check_hope(rows, self.questions)
         await self._in_thread(write_shard, self.storage, self.run_id, shard, rows, check or self.lock.check)
         await self._forget(shard, work)
@@ -193,16 +191,15 @@ class Labeller:
             threads.shutdown(wait=False, cancel_futures=True)
         await self.journal.flush()
 
-    async def _label_one(self, work: ShardWork, index: int) -> None:
+    async def _label_one(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """All the way of one image."""
-        ref = work.refs[index]
         async with self._places.hold(1):
             try:
                 labelled = await self._read_and_ask(work, ref)
             except ImageError as error:
                 labelled = Labelled(ref, None, {question.name: unasked(error) for question in self.questions})
-        work.labelled[index] = labelled
         self._count_image(labelled)
+        return labelled
 
     async def _read_and_ask(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """The bytes are held until they are uploaded; without an upload, until all questions are answered."""
