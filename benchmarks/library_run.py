@@ -7,8 +7,8 @@ import asyncio
 import gc
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -19,16 +19,16 @@ from pixscribe.run import RunSummary, labeller_of, open_run, publish, scan_sourc
 from pixscribe.source import Shard
 
 
-async def annotate(config: RunConfig) -> RunSummary:
-    """The flow's steps in their order."""
-    async with open_run(config) as run:
+async def annotate(config: RunConfig, **options: Any) -> RunSummary:
+    """The flow's steps in their order; `options` are those of `open_run`."""
+    async with open_run(config, **options) as run:
 
         async def label(shard: Shard) -> None:
             await engine().run(labeller_of(run).label(shard))
 
         shards = await asyncio.to_thread(scan_source, run)
         await each_in_window(label, shards, size=config.execution.shards_in_flight)
-        return await asyncio.to_thread(partial(publish, run))
+        return await asyncio.to_thread(publish, run)
 
 
 if __name__ == "__main__":

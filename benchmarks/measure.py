@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -161,17 +161,17 @@ class _Watch:
         due_s = 0.0
         # the peak is looked at more often than written down: its last value is gone with the process
         while not self._over.wait(min(0.05, self._every_s)):
-            status = _status(self._pid)
+            status = process_sizes(self._pid)
             self.peak_rss_bytes = max(self.peak_rss_bytes, status.get("VmHWM", 0))
             self.own_cpu_s = max(self.own_cpu_s, _cpu_s(self._pid))
             elapsed_s = time.monotonic() - self._started_s
             if "VmRSS" in status and elapsed_s >= due_s:
                 due_s = elapsed_s + self._every_s
-                tree = sum(_status(pid).get("VmRSS", 0) for pid in _descendants(self._pid))
+                tree = sum(process_sizes(pid).get("VmRSS", 0) for pid in descendants(self._pid))
                 self.readings.append(Reading(elapsed_s, status["VmRSS"], status["VmRSS"] + tree, self._observe()))
 
 
-def _status(pid: int) -> dict[str, int]:
+def process_sizes(pid: int) -> dict[str, int]:
     """The sizes in /proc/<pid>/status, in bytes; empty when the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -189,7 +189,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int, ignore: Collection[int] = ()) -> list[int]:
+    """All processes below `pid`, without those in `ignore` and what is below them."""
     children = defaultdict(list)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -200,7 +201,7 @@ def _descendants(pid: int) -> list[int]:
         children[parent].append(int(folder.name))
     found, waiting = list[int](), [pid]
     while waiting:
-        below = children[waiting.pop()]
+        below = [child for child in children[waiting.pop()] if child not in ignore]
         found += below
         waiting += below
     return found

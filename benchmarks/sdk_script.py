@@ -13,21 +13,9 @@ from typing import Any
 from google import genai
 from google.genai import types
 
+from benchmarks.peers.question import SCHEMA
+
 PROMPTS = ("Detect all objects.", "Give the segmentation masks of all objects.")
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "boxes": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"box_2d": {"type": "array", "items": {"type": "integer"}}, "label": {"type": "string"}},
-                "required": ["box_2d", "label"],
-            },
-        }
-    },
-    "required": ["boxes"],
-}
 
 
 async def main(url: str, folder: Path, output: Path, concurrency: int) -> None:

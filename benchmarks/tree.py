@@ -7,19 +7,17 @@ print(done.wall_s, done.cpu_s, done.peak_rss_bytes)
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from benchmarks.measure import descendants, process_sizes
 
 _PR_SET_CHILD_SUBREAPER = 36
-_PAGE_BYTES = resource.getpagesize()
 _LOOK_EVERY_S = 0.1
 _GRACE_S = 5.0
 
@@ -97,9 +95,10 @@ class _Watch:
 
     def _look_on(self) -> None:
         while not self._over.wait(_LOOK_EVERY_S):
-            tree = _descendants(os.getpid(), self._ignore)
-            self.peak_rss_bytes = max(self.peak_rss_bytes, sum(map(_rss_bytes, tree)))
-            self.peak_own_rss_bytes = max(self.peak_own_rss_bytes, _peak_rss_bytes(self._pid))
+            tree = descendants(os.getpid(), self._ignore)
+            sizes = {pid: process_sizes(pid) for pid in tree}
+            self.peak_rss_bytes = max(self.peak_rss_bytes, sum(each.get("VmRSS", 0) for each in sizes.values()))
+            self.peak_own_rss_bytes = max(self.peak_own_rss_bytes, sizes.get(self._pid, {}).get("VmHWM", 0))
             if time.monotonic() > self._deadline_s or (self._kill_when is not None and self._kill_when()):
                 # as when a machine goes down: all at once, and nobody says goodbye
                 for pid in tree:
@@ -116,7 +115,7 @@ def _adopt_orphans() -> None:
 def _end_orphans(ignore: Collection[int]) -> float:
     """End what is left of a tree; the CPU seconds of all that had ended or was ended here."""
     cpu_s, deadline_s = 0.0, time.monotonic() + _GRACE_S
-    while left := _descendants(os.getpid(), ignore):
+    while left := descendants(os.getpid(), ignore):
         for pid in left:
             _signal(pid, signal.SIGTERM if time.monotonic() < deadline_s else signal.SIGKILL)
         for pid in left:
@@ -136,36 +135,3 @@ def _reaped_cpu_s(pid: int) -> float:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _descendants(pid: int, ignore: Collection[int]) -> list[int]:
-    """All below `pid`, without those in `ignore` and what is below them."""
-    children = defaultdict(list)
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # the name of the program stands in brackets and may hold anything
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children[parent].append(int(folder.name))
-    found, waiting = list[int](), [pid]
-    while waiting:
-        below = [child for child in children[waiting.pop()] if child not in ignore]
-        found += below
-        waiting += below
-    return found
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0
-
-
-def _peak_rss_bytes(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)

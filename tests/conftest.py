@@ -11,11 +11,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from pixscribe.concurrency import each_in_window
+from benchmarks.library_run import annotate
 from pixscribe.config import RunConfig, make_config
 from pixscribe.emulator import Emulator
-from pixscribe.engine import engine
-from pixscribe.run import RunSummary, labeller_of, open_run, publish, scan_source
+
+__all__ = ["annotate"]
 
 # hypothesis would fail an example for being slow, which on a busy machine says nothing about the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,6 +23,25 @@ settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data/samples/images"
+
+BOXES: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "boxes": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "box_2d": {"type": "array", "items": {"type": "integer"}},
+                    "label": {"type": "string"},
+                },
+                "required": ["box_2d", "label"],
+            },
+        }
+    },
+    "required": ["boxes"],
+}
+"""The schema of an answer with boxes, as a user of the SDK would write it."""
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -92,18 +111,6 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> pafs.S3FileSystem:
     filesystem.create_dir("images")
     filesystem.create_dir("tables")
     return filesystem
-
-
-async def annotate(config: RunConfig, **options: Any) -> RunSummary:
-    """The flow's steps in their order, without Prefect."""
-    async with open_run(config, **options) as run:
-        labeller = labeller_of(run)
-        await each_in_window(
-            lambda shard: engine().run(labeller.label(shard)),
-            scan_source(run),
-            size=config.execution.shards_in_flight,
-        )
-        return publish(run)
 
 
 def pixscribe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

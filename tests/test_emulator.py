@@ -23,26 +23,10 @@ from PIL import Image
 from pixscribe.emulator import FAULTS, Emulator, EmulatorOptions
 from pixscribe.emulator.vision import BACKGROUND, PALETTE, look
 from pixscribe.errors import ConfigError
+from tests.conftest import BOXES
 
 MODEL = "gemini-3.5-flash"
 MIB = 1024 * 1024
-BOXES = {
-    "type": "object",
-    "properties": {
-        "boxes": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "box_2d": {"type": "array", "items": {"type": "integer"}},
-                    "label": {"type": "string"},
-                },
-                "required": ["box_2d", "label"],
-            },
-        }
-    },
-    "required": ["boxes"],
-}
 MASKS = json.loads(json.dumps(BOXES))
 MASKS["properties"]["boxes"]["items"]["properties"]["mask"] = {
     "type": "array",
@@ -553,7 +537,7 @@ def test_max_items_on_a_list_of_objects_is_refused_without_a_hint(api: Api):
 
 
 def test_a_schema_made_by_pydantic_is_understood(api: Api):
-    definition = {"type": "object", "title": "Box", "properties": BOXES["properties"]["boxes"]["items"]["properties"]}  # type: ignore[index]
+    definition = {"type": "object", "title": "Box", "properties": BOXES["properties"]["boxes"]["items"]["properties"]}
     items = {"$ref": "#/$defs/Box"}
     schema = {
         "$defs": {"Box": definition},

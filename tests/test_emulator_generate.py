@@ -17,27 +17,11 @@ from pydantic import BaseModel
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.emulator.faults import FAULTS, class_of
 from pixscribe.emulator.vision import BACKGROUND, PALETTE
+from tests.conftest import BOXES
 
 MODEL = "gemini-3.5-flash"
 PROMPT = "Detect the objects."
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "boxes": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "box_2d": {"type": "array", "items": {"type": "integer"}},
-                    "label": {"type": "string"},
-                },
-                "required": ["box_2d", "label"],
-            },
-        }
-    },
-    "required": ["boxes"],
-}
-AS_JSON = {"response_mime_type": "application/json", "response_json_schema": SCHEMA}
+AS_JSON = {"response_mime_type": "application/json", "response_json_schema": BOXES}
 RED_SQUARE = {"boxes": [{"box_2d": [250, 100, 750, 500], "label": "red square"}]}
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:google", "ignore::UserWarning:google")
@@ -274,7 +258,7 @@ SILENT = ("timeout", "reset", "cut")
 @pytest.mark.parametrize("fault", [n for n in FAULTS if class_of(n) == "interaction" and n not in SILENT])
 def test_every_fault_is_answered_in_the_layout_of_this_endpoint(post: Any, emulator: Emulator, fault: str):
     emulator.script(fault)
-    answer = post(json_with(responseJsonSchema=SCHEMA))
+    answer = post(json_with(responseJsonSchema=BOXES))
     assert len(emulator.books.questions) == 1
     if answer.headers["Content-Type"].startswith("application/json") and fault != "not_json_200":
         body = answer.json()
@@ -314,7 +298,7 @@ PNG = {"inlineData": {"mimeType": "image/png", "data": "iVBORw0KGgo="}}
         pytest.param(config_with(thinkingConfig={"thinkingLevel": "xhigh"}), "thinkingLevel", id="level"),
         pytest.param(config_with(thinkingConfig={"thinkingLevel": "LOW", "thinkingBudget": 0}), "one of", id="two"),
         pytest.param(config_with(mediaResolution="MEDIA_RESOLUTION_ULTRA_HIGH"), "mediaResolution", id="ultra-for-all"),
-        pytest.param(config_with(responseJsonSchema=SCHEMA), "application/json", id="schema-of-text"),
+        pytest.param(config_with(responseJsonSchema=BOXES), "application/json", id="schema-of-text"),
         pytest.param(json_with(responseJsonSchema={"typ": "x"}), "typ", id="schema"),
         pytest.param(json_with(responseSchema={"oneOf": []}), "oneOf", id="openapi"),
         pytest.param(config_with(max_output_tokens=5, maxOutputTokens=5), "given twice", id="twice"),
@@ -341,7 +325,7 @@ def test_both_ways_to_write_a_name_are_one(post: Any, picture: Path):
     data = base64.b64encode(picture.read_bytes()).decode()
     body = {
         "contents": [{"parts": [{"text": PROMPT}, {"inline_data": {"mime_type": "image/png", "data": data}}]}],
-        "generation_config": {"response_mime_type": "application/json", "response_json_schema": SCHEMA},
+        "generation_config": {"response_mime_type": "application/json", "response_json_schema": BOXES},
     }
     assert json.loads(post(body).json()["candidates"][0]["content"]["parts"][0]["text"]) == RED_SQUARE
 
@@ -400,7 +384,7 @@ def chat_body(content: Any, **fields: Any) -> dict[str, Any]:
 def test_a_chat_about_an_image_is_answered_as_json(chat: Any, picture: Path):
     url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}]
-    response_format = {"type": "json_schema", "json_schema": {"name": "boxes", "schema": SCHEMA}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "boxes", "schema": BOXES}}
     answer = chat(chat_body(content, response_format=response_format, max_tokens=8192, reasoning_effort="low")).json()
     choice = answer["choices"][0]
     assert json.loads(choice["message"]["content"]) == RED_SQUARE

@@ -15,27 +15,11 @@ from PIL import Image
 
 from pixscribe.emulator import Emulator
 from pixscribe.emulator.vision import BACKGROUND, PALETTE
+from tests.conftest import BOXES
 
 MODEL = "gemini-3.5-flash"
 PROMPT = {"type": "text", "text": "Detect the objects."}
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "boxes": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "box_2d": {"type": "array", "items": {"type": "integer"}},
-                    "label": {"type": "string"},
-                },
-                "required": ["box_2d", "label"],
-            },
-        }
-    },
-    "required": ["boxes"],
-}
-FORMAT = {"type": "text", "mime_type": "application/json", "schema": SCHEMA}
+FORMAT = {"type": "text", "mime_type": "application/json", "schema": BOXES}
 RED_SQUARE = {"boxes": [{"box_2d": [250, 100, 750, 500], "label": "red square"}]}
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:google", "ignore::UserWarning:google")
