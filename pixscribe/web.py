@@ -6,6 +6,7 @@ that stands for another address a moment later changes nothing. Behind a proxy i
 only addresses that are written out can be looked at.
 """
 
+import atexit
 import ipaddress
 import random
 import socket
@@ -286,8 +287,10 @@ class _Stream(httpcore.NetworkStream):
 
 @lru_cache(maxsize=2)
 def _web(allow_private_hosts: bool) -> Web:
-    """One for the whole process."""
-    return Web(allow_private_hosts=allow_private_hosts)
+    """One for the whole process, closed at its end."""
+    web = Web(allow_private_hosts=allow_private_hosts)
+    atexit.register(web.close)
+    return web
 
 
 def _parsed(url: str) -> httpx.URL:
