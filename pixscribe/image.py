@@ -102,6 +102,31 @@ def prepare_image(data: bytes, rules: ImageRules) -> PreparedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Upright pixels (grey or RGB, 8 bits, with alpha if anything is transparent) and what they are best written as:
+    one of Pillow's formats JPEG, PNG and WEBP (lossless), with a colour profile that fits the pixels.
+    """
+
+    image: Image.Image
+    format_name: str
+    icc_profile: bytes | None
+
+    def encode(self) -> bytes:
+        """The file."""
+        return _encode(self.image, self.format_name, self.icc_profile)
+
+
+def decode_picture(data: bytes, rules: ImageRules) -> Picture:
+    """The pixels of an image, upright and within `max_side_px`, for whoever shows it or hands it on. Thread-safe.
+
+    Raises `DecodeError` as `prepare_image` does.
+    """
+    container = _accepted_container(data, rules)
+    with foreign_errors_translated(container.mime_type):
+        return _picture(data, container, rules)
+
+
+@dataclass(frozen=True, slots=True)
 class _Sent:
     data: bytes
     mime_type: str
@@ -135,23 +160,28 @@ def _header(container: Container, rules: ImageRules) -> Header:
 
 
 def _encoded_again(data: bytes, container: Container, rules: ImageRules) -> _Sent:
+    picture = _picture(data, container, rules)
+    return _Sent(picture.encode(), Image.MIME[picture.format_name], picture.image.size)
+
+
+def _picture(data: bytes, container: Container, rules: ImageRules) -> Picture:
     stored_size = (container.width, container.height)
-    sent_size = _reduced_size(stored_size, rules.max_side_px)
+    wanted_size = _reduced_size(stored_size, rules.max_side_px)
     # each step lets go of the pixels of the one before: at 100 megapixels a copy is 400 MB
-    image, box, format_name, icc_profile = _decoded(data, container, sent_size)
-    if image.size != sent_size:
-        image = image.resize(sent_size, Image.Resampling.LANCZOS, box=box)
+    image, box, format_name, icc_profile = _decoded(data, container, wanted_size)
+    if image.size != wanted_size:
+        image = image.resize(wanted_size, Image.Resampling.LANCZOS, box=box)
     if container.turn != 1:
         image = image.transpose(_TURNS[container.turn])
-    return _Sent(_encode(image, format_name, icc_profile), Image.MIME[format_name], image.size)
+    return Picture(image, format_name, icc_profile)
 
 
 def _decoded(
-    data: bytes, container: Container, sent_size: Size
+    data: bytes, container: Container, wanted_size: Size
 ) -> tuple[Image.Image, tuple[float, float, float, float] | None, str, bytes | None]:
-    """Plain pixels, which part of them is the picture, and what to send them as: format and colour profile."""
+    """Plain pixels, which part of them is the picture, and what to write them as: format and colour profile."""
     with _open(data, container.mime_type) as source:
-        box = _load(source, (container.width, container.height), sent_size)
+        box = _load(source, (container.width, container.height), wanted_size)
         image = _plain(source)
         return image, box, _format_to_send(source), _matching_profile(source.info.get("icc_profile"), image.mode)
 

@@ -1,0 +1,19 @@
+"""The images that a run was about, found again: for thumbnails, and for data sets that hold their pictures."""
+
+from hashlib import sha256
+
+from pixscribe.errors import ReadError
+from pixscribe.reading import read_image
+from pixscribe.tables import Row
+
+
+def read_source(image: Row, *, allow_private_hosts: bool = False) -> bytes:
+    """The bytes that a row of `images` is about.
+
+    Raises `ReadError` when they cannot be had, or are others by now: boxes would be drawn over another picture. Raises
+    `DecodeError` (too_large) above 512 MiB.
+    """
+    data = read_image(image["uri"], allow_private_hosts=allow_private_hosts)
+    if image["image_id"] is not None and sha256(data).hexdigest() != image["image_id"]:
+        raise ReadError("is another image than the one that was labelled", code="changed_during_run")
+    return data
