@@ -27,6 +27,16 @@ class Tally:
     last_shards: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     """A line for each of the last ones, in the order of writing."""
 
+    @property
+    def percent_done(self) -> float:
+        """Of the images that the scan found, 0 before it has."""
+        return 100 * (self.images_before + self.images_done) / max(self.images_total, 1)
+
+    def describe(self) -> str:
+        """One line for people."""
+        done, failed = self.images_before + self.images_done, self.images_failed
+        return f"{done} of {self.images_total} images, {failed} failed, {self.cost_usd:.4f} USD"
+
     def count_shard(self, totals: "Totals") -> None:
         """One shard more is written."""
         self.shards_done += 1

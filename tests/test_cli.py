@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -93,6 +94,9 @@ def test_the_demo_labels_the_samples_and_its_run_can_be_shown(tmp_path: Path, pr
     assert task_runs_in(prefect_home) == ["label shard 00000", "label shard 00001", "publish results", "scan source"]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["totals"]["images"] == summary["totals"]["images_ok"] == len(FILES)
+    artifacts = artifacts_in(prefect_home)
+    assert artifacts["pixscribe-progress"] == 100
+    assert f"| objects | {summary['totals']['objects']} in 52 responses |" in artifacts["pixscribe-run"]
     assert "shard 1 of 2: " in done.stderr
     assert "shard 2 of 2: " in done.stderr
     assert "duckdb -c" in done.stderr
@@ -186,6 +190,13 @@ def task_runs_in(prefect_home: Path) -> list[str]:
     with closing(sqlite3.connect(prefect_home / "prefect.db")) as database:
         rows = database.execute("select name from task_run where state_type = 'COMPLETED' order by name")
         return [name for (name,) in rows]
+
+
+def artifacts_in(prefect_home: Path) -> dict[str, Any]:
+    """What the newest artifact of each key in a Prefect database shows."""
+    with closing(sqlite3.connect(prefect_home / "prefect.db")) as database:
+        rows = database.execute("select key, data from artifact order by created")
+        return {key: json.loads(str(data)) for key, data in rows}
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 90.0) -> None:
