@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from pixscribe.emulator import FAULTS, Emulator, EmulatorOptions
+from pixscribe.emulator.faults import class_of
 from pixscribe.emulator.vision import BACKGROUND, PALETTE, look
 from pixscribe.errors import ConfigError
 from tests.conftest import BOXES
@@ -208,7 +209,7 @@ def test_a_model_is_described(api: Api, emulator: Emulator, version: str):
         "displayName": "Gemini 3.5 Flash",
         "inputTokenLimit": 1_048_576,
         "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "supportedGenerationMethods": ["generateContent", "countTokens", "batchGenerateContent"],
     }
     assert emulator.books.by_endpoint == {"models.get": 1}
 
@@ -1285,7 +1286,11 @@ def test_faults_by_probability_are_drawn_from_the_seed():
         {"faults": {"500": 0.6, "503": 0.6}},
         {"faults": {"upload_500": 0.6, "upload_503": 0.6}},
         {"faults": {"model_404": 0.6, "model_500": 0.6}},
+        {"faults": {"batch_429": 0.6, "batch_503": 0.6}},
+        {"faults": {"batch_line_500": 0.6, "batch_line_lost": 0.6}},
         {"faults": {"500": float("nan")}},
+        {"batch_latency_s": -1},
+        {"batch_tokens": 0},
         {"latency_s": -1},
         {"jitter_s": -1},
         {"storage_bytes": -1},
@@ -1298,7 +1303,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]):
 
 
 def test_each_class_of_faults_has_probabilities_of_its_own():
-    EmulatorOptions(faults={"500": 1.0, "upload_500": 1.0, "model_500": 1.0})
+    names = ("500", "upload_500", "model_500", "batch_503", "batch_line_500")
+    EmulatorOptions(faults=dict.fromkeys(names, 1.0))
 
 
 def test_an_unknown_fault_can_neither_be_scripted_nor_stand(api: Api, emulator: Emulator):
@@ -1314,7 +1320,7 @@ def test_every_fault_is_described_and_tested():
     refusals |= {"bad_key", "key_revoked_403", "file_gone_403", "not_active_400", "invalid_image_400"}
     refusals |= {"429_list", "502_html", "html_200", "not_json_200", "timeout", "reset", "cut"}
     refusals |= {"429_huge", "429_retry_after", "429_zero", "429_zero_unsaid", "huge_answer"}
-    answers = {name for name in FAULTS if not name.startswith(("upload_", "model_"))}
+    answers = {name for name in FAULTS if class_of(name) == "interaction"}
     assert answers == refusals | FRAMES.keys() | ITEMS.keys() | MASK_FAULTS.keys() | CONTAINERS.keys()
 
 

@@ -4,6 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+BATCH_PRICE_SHARE = 0.5
+"""Of the price outside of batches, for input and output."""
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -41,6 +44,12 @@ class Books:
 
     uploads: list[Upload] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    batch_questions: list[Question] = field(default_factory=list)
+    """The requests of batches, which cost half; `digest` is that of the request as orjson writes it."""
+    batch_ends: Counter[str] = field(default_factory=Counter)
+    """The batches that are over, by their last state."""
+    lost_answers: int = 0
+    """Requests of batches that were answered, and billed, and given to nobody: their job did not succeed."""
     by_endpoint: Counter[str] = field(default_factory=Counter)
     by_status: Counter[int] = field(default_factory=Counter)
     in_flight: int = 0
@@ -62,6 +71,9 @@ class Books:
     def reset(self) -> None:
         self.uploads.clear()
         self.questions.clear()
+        self.batch_questions.clear()
+        self.batch_ends.clear()
+        self.lost_answers = 0
         self.by_endpoint.clear()
         self.by_status.clear()
         self.peak_in_flight = self.in_flight
@@ -70,11 +82,15 @@ class Books:
         """The questions that a real service would have charged for."""
         return [question for question in self.questions if question.status == 200]
 
+    def answered_in_batches(self) -> list[Question]:
+        """The requests of batches that a real service would have charged for, at half the price."""
+        return [question for question in self.batch_questions if question.status == 200]
+
     def summary(self) -> dict[str, Any]:
         """The numbers for a program.
 
         `images` counts the contents that were answered about at least once, `asking_s` is the time from the first
-        question to the end of the last.
+        question to the end of the last. What batches did is counted apart, under `batches`.
         """
         answered = self.answered()
         return {
@@ -90,6 +106,7 @@ class Books:
             "peak_in_flight": self.peak_in_flight,
             "asking_s": self.last_at_s - min((q.at_s for q in self.questions), default=self.last_at_s),
             "by_status": dict(Counter(str(question.status) for question in self.questions)),
+            "batches": self._batches(),
         }
 
     def totals(self) -> str:
@@ -99,5 +116,30 @@ class Books:
         tokens = sum(q.input_tokens for q in self.questions), sum(q.output_tokens for q in self.questions)
         return (
             f"{len(self.uploads)} uploads, {len(self.questions)} questions ({len(self.answered())} answered, "
-            f"{tokens[0]} tokens in, {tokens[1]} out); calls: {calls or 'none'}; statuses: {statuses or 'none'}"
+            f"{tokens[0]} tokens in, {tokens[1]} out){self._batch_totals()}; calls: {calls or 'none'}; "
+            f"statuses: {statuses or 'none'}"
+        )
+
+    def _batches(self) -> dict[str, Any]:
+        """Tokens are as they are counted: what they cost is `price_share` of that outside of batches."""
+        answered = self.answered_in_batches()
+        return {
+            "ends": dict(self.batch_ends),
+            "requests": len(self.batch_questions),
+            "answered": len(answered),
+            "lost_answers": self.lost_answers,
+            "images": len({image for question in answered for image in question.images}),
+            "input_tokens": sum(question.input_tokens for question in answered),
+            "output_tokens": sum(question.output_tokens for question in answered),
+            "price_share": BATCH_PRICE_SHARE,
+            "by_status": dict(Counter(str(question.status) for question in self.batch_questions)),
+        }
+
+    def _batch_totals(self) -> str:
+        if not self.batch_questions:
+            return ""
+        done = self._batches()
+        return (
+            f"; in batches at half the price {done['requests']} requests ({done['answered']} answered, "
+            f"{done['input_tokens']} tokens in, {done['output_tokens']} out)"
         )

@@ -12,6 +12,14 @@ MAX_BODY_BYTES = 20_971_520
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the owner of files, and the authority (`host` or `host:port`) by which the caller knows us."""
+
+    project: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """`version` is v1 or v1beta, `target` the id in the path (empty if there is none)."""
 
@@ -25,6 +33,10 @@ class Call:
     def origin(self) -> str:
         """Where the caller reached us, which may be a name or a port that only the caller knows."""
         return f"http://{self.request.host}"
+
+    def caller(self) -> Caller:
+        """Raises `Refused`."""
+        return Caller(self.project(), self.request.host)
 
     def project(self) -> str:
         """The owner of what is made with this key: every key is a project of its own. Raises `Refused`."""

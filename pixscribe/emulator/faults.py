@@ -1,8 +1,9 @@
 """Everything that can be made to go wrong, and which of it comes next.
 
 A fault of an interaction, or of a look at a model, is drawn after the request was found valid and within its quota. A
+request of a batch draws one of its own (`batch_line_`), and one of interactions: it is the same model that answers. A
 fault of an upload is drawn at its start, and acts when the upload is finalized; `upload_storage_full` acts at once, and
-those that break an upload act on its first bytes.
+those that break an upload act on its first bytes. A fault of a batch is drawn when the job is created.
 """
 
 import random
@@ -12,13 +13,14 @@ from itertools import cycle
 from typing import Any, Literal
 
 from pixscribe.emulator.fault_answers import SPOILERS
+from pixscribe.emulator.fault_batches import BATCH_FATES, BATCH_LINE_ERRORS, BATCH_LINE_SPOILERS
 from pixscribe.emulator.fault_models import MODEL_REPLIES
 from pixscribe.emulator.fault_replies import REPLIES
 from pixscribe.emulator.fault_uploads import UPLOAD_BREAKS, UPLOAD_REPLIES, UPLOAD_SPOILERS
 from pixscribe.errors import ConfigError
 
-FaultClass = Literal["interaction", "upload", "model"]
-FAULT_CLASSES: tuple[FaultClass, ...] = ("interaction", "upload", "model")
+FaultClass = Literal["interaction", "upload", "model", "batch", "batch_line"]
+FAULT_CLASSES: tuple[FaultClass, ...] = ("interaction", "upload", "model", "batch", "batch_line")
 
 _ALL: dict[str, Callable[..., Any]] = {
     **REPLIES,
@@ -27,12 +29,15 @@ _ALL: dict[str, Callable[..., Any]] = {
     **UPLOAD_BREAKS,
     **UPLOAD_SPOILERS,
     **MODEL_REPLIES,
+    **BATCH_FATES,
+    **BATCH_LINE_ERRORS,
+    **BATCH_LINE_SPOILERS,
 }
-FAULTS: Mapping[str, str] = {name: (fault.__doc__ or "").rstrip(".") for name, fault in _ALL.items()}
+FAULTS: Mapping[str, str] = {name: (fault.__doc__ or "").partition("\n")[0].rstrip(".") for name, fault in _ALL.items()}
 """One line on each."""
 DECK = 100
 """Draws after which every fault has had its share."""
-_NO_FAULT = ("ok", "upload_ok", "model_ok")
+_NO_FAULT = ("ok", "upload_ok", "model_ok", "batch_ok", "batch_line_ok")
 
 
 class FaultSource:
@@ -93,9 +98,8 @@ class FaultSource:
 
 
 def class_of(name: str) -> FaultClass:
-    if name.startswith("upload_"):
-        return "upload"
-    return "model" if name.startswith("model_") else "interaction"
+    prefixed: tuple[FaultClass, ...] = ("upload", "model", "batch_line", "batch")
+    return next((kind for kind in prefixed if name.startswith(f"{kind}_")), "interaction")
 
 
 def check_fault_name(name: str) -> None:

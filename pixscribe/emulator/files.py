@@ -1,7 +1,6 @@
 """The Files API apart from uploading: the store, and get, list, delete."""
 
 import base64
-import binascii
 import random
 import re
 import string
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pixscribe.emulator.call import Call
+from pixscribe.emulator.paging import take_page
 from pixscribe.emulator.replies import (
     Refused,
     Reply,
@@ -24,17 +24,22 @@ from pixscribe.emulator.replies import (
     json_reply,
     rpc_error,
 )
+from pixscribe.emulator.spool import Spool
 from pixscribe.emulator.vision import Scene
 
 LIFE_S = 48 * 3600
-_DEFAULT_PAGE, _LARGEST_PAGE = 10, 100
+_LONGEST_ID = 40
 _FILE_PATH = re.compile(r"/v1(?:beta)?/files/([^/:]+)")
 FILE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(slots=True)
 class StoredFile:
-    """`data` is dropped once the file was looked at, or never kept; `types` are the names its content may go by."""
+    """`data` is dropped once the file was looked at, or never kept; `types` are the names its content may go by.
+
+    `text` is the content of what can be read by lines. A `generated` file is the output of a batch, and
+    `first_download` answers the first who wants it.
+    """
 
     file_id: str
     project: str
@@ -50,6 +55,9 @@ class StoredFile:
     state: str = "ACTIVE"
     gets_until_active: int = 0
     scene: Scene | None = field(default=None, repr=False)
+    text: Spool | None = field(default=None, repr=False)
+    generated: bool = False
+    first_download: Reply | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the API words it; `sha256Hash` is base64 of the hex digest, not of the digest."""
@@ -64,8 +72,10 @@ class StoredFile:
             "sha256Hash": base64.b64encode(self.sha256.encode()).decode(),
             "uri": self.uri,
             "state": self.state,
-            "source": "UPLOADED",
+            "source": "GENERATED" if self.generated else "UPLOADED",
         }
+        if self.generated:
+            answer["downloadUri"] = f"{self.uri}:download?alt=media"
         if self.display_name is None:
             del answer["displayName"]
         if self.state == "FAILED":
@@ -76,7 +86,8 @@ class StoredFile:
 class FileStore:
     """Names are one space for all projects; what another project owns looks as if it were not there.
 
-    Each project has `capacity_bytes`; the caller asks for room before it adds.
+    Each project has `capacity_bytes`; the caller asks for room before it adds. Outputs of batches
+    are added in any case.
     """
 
     def __init__(self, clock: Callable[[], float], seed: int, capacity_bytes: int) -> None:
@@ -89,7 +100,7 @@ class FileStore:
         self._random = random.Random(seed)
 
     async def get(self, call: Call) -> Reply:
-        file = self._own(call)
+        file = self._own(call, "GetFileRequest")
         answer = file.to_json()
         if file.gets_until_active:
             file.gets_until_active -= 1
@@ -97,25 +108,28 @@ class FileStore:
         return json_reply(answer)
 
     async def delete(self, call: Call) -> Reply:
-        self._forget(self._own(call))
+        self._forget(self._own(call, "DeleteFileRequest"))
         return json_reply({})
 
     async def list(self, call: Call) -> Reply:
-        """Newest first. The token names the last file shown, so that deletions in between lose nothing."""
-        project, size = call.project(), _page_size(call)
-        before = _read_token(call.request.query.get("pageToken"))
+        """Newest first."""
+        project = call.project()
         self._sweep()
-        rest = [f for f in reversed(self._files.values()) if f.project == project and f.serial < before]
-        answer: dict[str, Any] = {}
-        if rest:
-            answer["files"] = [file.to_json() for file in rest[:size]]
-        if len(rest) > size:
-            answer["nextPageToken"] = base64.urlsafe_b64encode(b"%d" % rest[size - 1].serial).decode()
-        return json_reply(answer)
+        files, more = take_page((file for file in reversed(self._files.values()) if file.project == project), call)
+        return json_reply({"files": [file.to_json() for file in files], **more} if files else {})
 
     async def download(self, call: Call) -> Reply:
-        self._own(call)
-        raise invalid_rpc("Only generated files can be downloaded.")
+        """Needs `?alt=media`, as both forms of the URL in the documentation have it."""
+        file = self.named(call.target, call.project())
+        if not file.generated:
+            raise invalid_rpc("Only generated files can be downloaded.")
+        if call.request.query.get("alt") != "media":
+            raise invalid_rpc("The content of a file is only given with alt=media.")
+        first, file.first_download = file.first_download, None
+        if first is not None and first.status != 200:
+            return first
+        delivery = "whole" if first is None else first.delivery
+        return Reply(200, content_type="application/octet-stream", text=file.text, delivery=delivery)
 
     def has_room(self, project: str, size_bytes: int) -> bool:
         """Whether so much fits beside what the project's live files hold; uploads under way do not count."""
@@ -141,11 +155,23 @@ class FileStore:
         alive = file is not None and file.project == project and self._clock() < file.created_s + LIFE_S
         return file if alive else None
 
-    def used(self, uri: str, call: Call, project: str) -> StoredFile | None:
-        """The file that a question names; None if the URI is not one of ours. Raises `Refused`."""
+    def named(self, file_id: str, project: str) -> StoredFile:
+        """Raises `Refused` for what `find` does not find."""
+        file = self.find(file_id, project)
+        if file is None:  # 403, not 404, is how the Files API says "no such file"
+            raise Refused(rpc_error(403, "PERMISSION_DENIED", file_gone_message(file_id)))
+        return file
+
+    def forget(self, file: StoredFile) -> None:
+        """Delete it, if that has not happened yet."""
+        if self._files.get(file.file_id) is file:
+            self._forget(file)
+
+    def used(self, uri: str, host: str, project: str) -> StoredFile | None:
+        """The file that a question names; None if the URI is not one of ours, who are `host`. Raises `Refused`."""
         parts = urlsplit(uri)
         match = _FILE_PATH.fullmatch(parts.path)
-        if match is None or parts.netloc != call.request.host:
+        if match is None or parts.netloc != host:
             return None
         file_id = match[1]
         file = self.find(file_id, project)
@@ -155,11 +181,15 @@ class FileStore:
             raise invalid(file_inactive_message(file_id), "failed_precondition")
         return file
 
-    def _own(self, call: Call) -> StoredFile:
-        file = self.find(call.target, call.project())
-        if file is None:  # 403, not 404, is how the Files API says "no such file"
-            raise Refused(rpc_error(403, "PERMISSION_DENIED", file_gone_message(call.target)))
-        return file
+    def _own(self, call: Call, request: str) -> StoredFile:
+        """The outputs of batches have names that the service itself finds too long (googleapis/python-genai#1759)."""
+        project = call.project()
+        if len(call.target) > _LONGEST_ID:
+            message = (
+                f"* {request}.name: File ID (name excluding 'files/') cannot be more than {_LONGEST_ID} characters.\n"
+            )
+            raise invalid_rpc(message)
+        return self.named(call.target, project)
 
     def _sweep(self) -> None:
         """Forget the expired; files are in the order of their making."""
@@ -180,19 +210,3 @@ class FileStore:
 
 def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _page_size(call: Call) -> int:
-    given = call.request.query.get("pageSize", str(_DEFAULT_PAGE))
-    if not re.fullmatch(r"[0-9]{1,9}", given) or not 1 <= int(given) <= _LARGEST_PAGE:
-        raise invalid_rpc(f"Page size must be between 1 and {_LARGEST_PAGE}, got {given!r}.")
-    return int(given)
-
-
-def _read_token(token: str | None) -> float:
-    if token is None:
-        return float("inf")
-    try:
-        return int(base64.urlsafe_b64decode(token))
-    except (binascii.Error, ValueError) as cause:
-        raise invalid_rpc("Page token is not valid.") from cause

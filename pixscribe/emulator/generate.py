@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from pixscribe.emulator.call import Call
+from pixscribe.emulator.books import Question
+from pixscribe.emulator.call import Call, Caller
 from pixscribe.emulator.generate_request import read_generate
 from pixscribe.emulator.interactions import Dialect, Interactions, Spent
 from pixscribe.emulator.replies import Refused, Reply, json_reply, rpc_error
@@ -31,6 +32,13 @@ class Generate:
             return as_rpc(await self._interactions.answer(call, self._dialect))
         except Refused as refused:
             raise Refused(as_rpc(refused.reply)) from refused
+
+    async def line(self, asked: Asked, caller: Caller, question: Question) -> Reply:
+        """The same for a request of a batch: outside of the quotas, and without delay. Raises nothing."""
+        try:
+            return as_rpc(await self._interactions.ask(asked, caller, question, self._dialect, now=False))
+        except Refused as refused:
+            return as_rpc(refused.reply)
 
     def _render(self, asked: Asked, draft: Draft, spent: Spent) -> dict[str, Any]:
         self._serial += 1

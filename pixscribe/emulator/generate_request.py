@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pixscribe.emulator.checks import Check, absent, each, integer, number, one_of, record, string, text
+from pixscribe.emulator.checks import Check, absent, each, integer, join, number, one_of, record, string, text
 from pixscribe.emulator.media import IMAGE_TYPES, TOKENS_BY_RESOLUTION
 from pixscribe.emulator.replies import Refused, invalid, model_missing, rpc_error, rpc_type
 from pixscribe.emulator.request import (
@@ -35,8 +35,7 @@ def understand(body: Any, model: str, version: str) -> Asked:
     """The same of a body that was parsed already, such as a line of a batch."""
     if not is_offered(model, version):
         raise Refused(model_missing(model, version))
-    request = _camel_case(body, "")
-    _BODY("", request)
+    request = well_formed(body, "")
     if request.get("model", f"models/{model}") != f"models/{model}":
         raise invalid("The model of the body is not that of the path.")
     config = request.get("generationConfig", {})
@@ -57,19 +56,33 @@ def understand(body: Any, model: str, version: str) -> Asked:
     )
 
 
+def well_formed(body: Any, path: str) -> _Object:
+    """The body with its names in camelCase. Raises `Refused` for what no parser of the API's messages would take."""
+    request = _camel_case(body, path)
+    _BODY(path, request)
+    return dict(request)
+
+
 def _camel_case(value: Any, path: str) -> Any:
     """Every name in camelCase, but inside a JSON Schema, where names are the caller's."""
     if isinstance(value, list):
         return [_camel_case(member, f"{path}[{index}]") for index, member in enumerate(value)]
     if not isinstance(value, dict):
         return value
+    return {
+        name: member if name in ("responseSchema", "responseJsonSchema") else _camel_case(member, join(path, name))
+        for name, member in camel_names(value, path).items()
+    }
+
+
+def camel_names(members: Mapping[str, Any], path: str) -> _Object:
+    """The same members, by names in camelCase. Raises `Refused` where one is given in both spellings."""
     renamed: _Object = {}
-    for key, member in value.items():
+    for key, member in members.items():
         name = _camel(key)
         if name in renamed:
             raise invalid(f"Invalid JSON payload received. '{name}' is given twice at '{path}'.")
-        is_schema = name in ("responseSchema", "responseJsonSchema")
-        renamed[name] = member if is_schema else _camel_case(member, f"{path}.{name}" if path else name)
+        renamed[name] = member
     return renamed
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pixscribe.emulator.books import Books, Question
-from pixscribe.emulator.call import Call
+from pixscribe.emulator.call import Call, Caller
 from pixscribe.emulator.fault_answers import SPOILERS
 from pixscribe.emulator.fault_replies import REPLIES
 from pixscribe.emulator.faults import FaultSource
@@ -97,6 +97,29 @@ class Interactions:
             self._books.close_question(question, time.monotonic())
         return reply
 
+    async def ask(self, asked: Asked, caller: Caller, question: Question, dialect: Dialect, *, now: bool) -> Reply:
+        """What the model says to a question that was understood; `question` learns of it. Raises `Refused`.
+
+        `now`: the question counts against the quotas, and the answer takes its time.
+        """
+        pictures = [await self._picture(part, caller) for part in asked.images]
+        question.images, question.text = tuple(picture.sha256 for picture in pictures), asked.text
+        question.input_tokens = asked.text_tokens + asked.image_tokens
+        if now:
+            self._quota(caller.project, asked.model).admit(asked.model, question.input_tokens, self._clock())
+        question.fault = self._faults.next("interaction")
+        if question.fault in REPLIES:
+            return (dialect.replies.get(question.fault) or REPLIES[question.fault])(asked)
+        draft = await self._draft(asked, pictures, question.fault)
+        spent = _spend(asked, draft)
+        question.output_tokens = spent.output_tokens + spent.thought_tokens
+        answer = dialect.render(asked, draft, spent)
+        if asked.store:
+            self._remember(answer, asked, caller.project)
+        if now and (delay_s := self._options.latency_s + self._random.uniform(0, self._options.jitter_s)):
+            await asyncio.sleep(delay_s)
+        return json_reply(answer, headers={"x-gemini-service-tier": asked.service_tier})
+
     async def get(self, call: Call) -> Reply:
         """`?stream=false` is what Google's SDK always adds."""
         _, answer, given = self._own(call)
@@ -116,28 +139,12 @@ class Interactions:
         self._viewer.close()
 
     async def _answer(self, call: Call, question: Question, dialect: Dialect) -> Reply:
-        project = call.project()
+        caller = call.caller()
         raw = await call.body()
         question.digest = hashlib.sha256(raw).hexdigest()
         if not call.request.headers.get("Content-Type", "").startswith("application/json"):
             raise invalid("The Content-Type of the request must be application/json.")
-        asked = dialect.read(raw, call)
-        pictures = [await self._picture(part, call, project) for part in asked.images]
-        question.images, question.text = tuple(picture.sha256 for picture in pictures), asked.text
-        question.input_tokens = asked.text_tokens + asked.image_tokens
-        self._quota(project, asked.model).admit(asked.model, question.input_tokens, self._clock())
-        question.fault = self._faults.next("interaction")
-        if question.fault in REPLIES:
-            return (dialect.replies.get(question.fault) or REPLIES[question.fault])(asked)
-        draft = await self._draft(asked, pictures, question.fault)
-        spent = _spend(asked, draft)
-        question.output_tokens = spent.output_tokens + spent.thought_tokens
-        answer = dialect.render(asked, draft, spent)
-        if asked.store:
-            self._remember(answer, asked, project)
-        if delay_s := self._options.latency_s + self._random.uniform(0, self._options.jitter_s):
-            await asyncio.sleep(delay_s)
-        return json_reply(answer, headers={"x-gemini-service-tier": asked.service_tier})
+        return await self.ask(dialect.read(raw, call), caller, question, dialect, now=True)
 
     async def _draft(self, asked: Asked, pictures: list[Picture], fault: str | None) -> Draft:
         scenes = [await self._viewer.scene(picture) for picture in pictures]
@@ -147,8 +154,8 @@ class Interactions:
             SPOILERS[fault](draft)
         return draft
 
-    async def _picture(self, part: ImagePart, call: Call, project: str) -> Picture:
-        picture = await self._find(part, call, project)
+    async def _picture(self, part: ImagePart, caller: Caller) -> Picture:
+        picture = await self._find(part, caller)
         if not picture.types:
             raise invalid(INVALID_ARGUMENT)  # as bare as the service is about a TIFF
         if part.mime_type not in picture.types:
@@ -157,11 +164,11 @@ class Interactions:
             )
         return picture
 
-    async def _find(self, part: ImagePart, call: Call, project: str) -> Picture:
+    async def _find(self, part: ImagePart, caller: Caller) -> Picture:
         if part.data is not None:
             return _inline(part.data)
         uri = part.uri or ""
-        file = self._store.used(uri, call, project)
+        file = self._store.used(uri, caller.host, caller.project)
         if file is not None:
             return Picture(file.sha256, file.types, file=file)
         if self._fetch is None or urlsplit(uri).scheme not in ("https", "http") or part.mime_type not in URL_TYPES:

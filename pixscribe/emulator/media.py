@@ -10,10 +10,13 @@ URL_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
 
 URL_LIMIT_BYTES = 100_000_000
 
+BATCH_TYPES = frozenset({"application/jsonl", "text/plain", "jsonl", "application/json"})
+"""What the requests of a batch may be uploaded as; `jsonl` is in the guide, and JSON in the cookbook."""
+
 TOKENS_BY_RESOLUTION = {"low": 280, "medium": 560, "high": 1120, "ultra_high": 2240}
 
 _UPLOADABLE = re.compile(
-    r"(text/[\w.+-]+|(audio|video)/[\w.+-]+|application/(pdf|json|jsonl|rtf)"
+    r"(jsonl|text/[\w.+-]+|(audio|video)/[\w.+-]+|application/(pdf|json|jsonl|rtf)"
     r"|image/(png|jpeg|webp|heic|heif|gif|bmp|tiff|avif))"
 )
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})

@@ -32,5 +32,5 @@ def _describe(model: str) -> dict[str, object]:
         "displayName": model.replace("-", " ").title(),
         "inputTokenLimit": _INPUT_TOKEN_LIMIT,
         "outputTokenLimit": MAX_OUTPUT_TOKENS,
-        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "supportedGenerationMethods": ["generateContent", "countTokens", "batchGenerateContent"],
     }

@@ -30,9 +30,13 @@ class EmulatorOptions:
     """Counted from midnight, UTC-8."""
     faults: Mapping[str, float] = field(default_factory=dict)
     """Fault name -> probability, of an upload for names that begin with `upload_`, of a look at a model for `model_`,
-    and of an interaction for the others."""
+    of a request of a batch for `batch_line_`, of a batch for `batch_`, and of an interaction for the others."""
     storage_bytes: int = STORAGE_BYTES
     """What the live files of a key may hold together; what does not fit is answered 429."""
+    batch_latency_s: float = 0.0
+    """From the creation of a batch until its requests are answered, all at once; it is RUNNING in the second half."""
+    batch_tokens: int | None = None
+    """Input tokens that may wait in the batches of a key and model together; a job that is too much is answered 429."""
     seed: int = 0
     masks: MaskDialect = "polygon"
     look: bool = True
@@ -41,8 +45,9 @@ class EmulatorOptions:
     def __post_init__(self) -> None:
         _check_range("latency_s", self.latency_s, 0, 3600)
         _check_range("jitter_s", self.jitter_s, 0, 3600)
+        _check_range("batch_latency_s", self.batch_latency_s, 0, 7 * 86_400)
         _check_range("storage_bytes", self.storage_bytes, 0, math.inf)
-        for name in ("requests_per_minute", "tokens_per_minute", "requests_per_day"):
+        for name in ("requests_per_minute", "tokens_per_minute", "requests_per_day", "batch_tokens"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
                 raise ConfigError(f"emulator {name}={rate}: must be above 0, or absent for no limit")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import orjson
 
+from pixscribe.emulator.spool import Spool
+
 JSON = "application/json; charset=UTF-8"
 HTML = "text/html; charset=UTF-8"
 INVALID_ARGUMENT = "Request contains an invalid argument."
@@ -22,13 +24,17 @@ FOREVER_S = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One HTTP answer. `delivery` says how far it gets: `cut` stops halfway, `reset` and `never` send nothing."""
+    """One HTTP answer. `delivery` says how far it gets: `cut` stops halfway, `reset` and `never` send nothing.
+
+    `text` is a body too long for memory, in the place of `body`.
+    """
 
     status: int
     body: bytes = b""
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     delivery: Literal["whole", "cut", "reset", "never"] = "whole"
+    text: Spool | None = None
 
 
 class Refused(Exception):
@@ -37,6 +43,11 @@ class Refused(Exception):
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.body.decode(errors="replace"))
         self.reply = reply
+
+    @property
+    def message(self) -> str:
+        """What the error says; only of one that is JSON."""
+        return str(orjson.loads(self.reply.body)["error"]["message"])
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -113,6 +124,16 @@ def quota_exceeded(quota_id: str, limit: float, model: str, retry_delay_s: float
     return rpc_error(429, "RESOURCE_EXHAUSTED", message, details)
 
 
+def batch_quota_exceeded() -> Reply:
+    """429 with the one detail of a live one (langchain4j/langchain4j#3942): nothing says how long to wait."""
+    message = (
+        "You exceeded your current quota, please check your plan and billing details. For more information on this "
+        "error, head to: https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: "
+        "https://ai.dev/rate-limit. "
+    )
+    return rpc_error(429, "RESOURCE_EXHAUSTED", message, [{"@type": rpc_type("Help"), "links": [_HELP]}])
+
+
 def storage_full(limit_bytes: int) -> Reply:
     """429 with a delay of 292 years: no waiting helps, only deleting."""
     message = f"You exceeded your current quota: file storage, limit: {limit_bytes} bytes."
@@ -129,6 +150,16 @@ def model_missing(model: str, version: str) -> Reply:
     return rpc_error(404, "NOT_FOUND", message)
 
 
+def rpc_status(reply: Reply) -> dict[str, Any]:
+    """The google.rpc.Status of an error, whose code is gRPC's number; one without sense is an internal one."""
+    try:
+        body = orjson.loads(reply.body)
+        error = (body[0] if isinstance(body, list) else body)["error"]
+        return {"code": _GRPC_CODES.get(error.get("status"), 2), "message": error["message"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return {"code": 13, "message": "An internal error has occurred."}
+
+
 def retry_info(delay: str) -> dict[str, Any]:
     return {"@type": rpc_type("RetryInfo"), "retryDelay": delay}
 
@@ -140,6 +171,21 @@ def rpc_type(name: str) -> str:
 PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel"
 PER_DAY = "GenerateRequestsPerDayPerProjectPerModel"
 TOKENS_PER_MINUTE = "GenerateContentPaidTierInputTokensPerModelPerMinute"
+_GRPC_CODES = {
+    "CANCELLED": 1,
+    "INVALID_ARGUMENT": 3,
+    "DEADLINE_EXCEEDED": 4,
+    "NOT_FOUND": 5,
+    "ALREADY_EXISTS": 6,
+    "PERMISSION_DENIED": 7,
+    "RESOURCE_EXHAUSTED": 8,
+    "FAILED_PRECONDITION": 9,
+    "ABORTED": 10,
+    "UNIMPLEMENTED": 12,
+    "INTERNAL": 13,
+    "UNAVAILABLE": 14,
+    "UNAUTHENTICATED": 16,
+}
 _METRICS = {TOKENS_PER_MINUTE: "generate_content_paid_tier_input_token_count"}
 _HELP = {
     "description": "Learn more about Gemini API quotas",

@@ -15,6 +15,7 @@ from typing import Self
 
 from aiohttp import web
 
+from pixscribe.emulator.batches import Batches
 from pixscribe.emulator.books import Books
 from pixscribe.emulator.call import Call
 from pixscribe.emulator.chat import Chat
@@ -25,13 +26,14 @@ from pixscribe.emulator.interactions import Fetch, Interactions
 from pixscribe.emulator.models import Models
 from pixscribe.emulator.options import EmulatorOptions
 from pixscribe.emulator.replies import HTML, Refused, Reply, json_reply, rpc_error
+from pixscribe.emulator.spool import Spool
 from pixscribe.emulator.uploads import Uploads
 
 Endpoint = Callable[[Call], Awaitable[Reply]]
 
 _PATH = re.compile(
-    r"/(upload/)?(v1beta|v1)/(files|interactions|models|openai/chat/completions)"
-    r"(?:/([^/:]+)((?::download|:generateContent|/cancel)?))?"
+    r"/(upload/|download/)?(v1beta|v1)/(files|interactions|models|batches|openai/chat/completions)"
+    r"(?:/([^/:]+)((?::download|:generateContent|:batchGenerateContent|[:/]cancel)?))?"
 )
 _NOT_FOUND = Reply(404, b"<html><title>Error 404 (Not Found)</title>The requested URL was not found.</html>", HTML)
 _INTERNAL = rpc_error(500, "INTERNAL", "An internal error has occurred.")
@@ -43,7 +45,7 @@ BOOKS_PATH = "/emulator/books"
 class Emulator:
     """A Gemini-compatible server on a thread of its own, `/v1beta` and `/v1`.
 
-    It has Files, Interactions, generateContent (also as OpenAI's chat completions) and Models.
+    It has Files, Interactions, generateContent (also as OpenAI's chat completions), its batches, and Models.
 
     >>> with Emulator() as emulator:
     ...     print(emulator.url)  # http://127.0.0.1:PORT
@@ -65,9 +67,12 @@ class Emulator:
         store = FileStore(clock, self.options.seed, self.options.storage_bytes)
         self._interactions = Interactions(self.options, store, self.books, self._faults, clock, fetch)
         uploads = Uploads(store, self.books, self._faults, clock, keep_bytes=self.options.look)
+        generate = Generate(self._interactions)
+        self._batches = Batches(self.options, store, generate, self.books, self._faults, clock)
         self._endpoints = {
             **_endpoints(store, uploads, self._interactions, Models(self._faults)),
-            "POST models/*:generateContent": ("models.generate", Generate(self._interactions).content),
+            **_batch_endpoints(self._batches),
+            "POST models/*:generateContent": ("models.generate", generate.content),
             "POST openai/chat/completions": ("chat.completions", Chat(self._interactions).completions),
         }
         self._thread: threading.Thread | None = None
@@ -95,8 +100,9 @@ class Emulator:
     def script(self, *faults: str) -> None:
         """The next interactions meet these faults in this order.
 
-        The next uploads meet those named `upload_...`, and the next looks at a model those named `model_...`. `ok`,
-        `upload_ok` and `model_ok` stand for no fault. Raises `ConfigError` for an unknown name.
+        The next uploads meet those named `upload_...`, the next looks at a model those named `model_...`, the next
+        batches `batch_...`, and the next requests of a batch `batch_line_...`. `ok`, `upload_ok`, `model_ok`,
+        `batch_ok` and `batch_line_ok` stand for no fault. Raises `ConfigError` for an unknown name.
         """
         self._faults.script(*faults)
 
@@ -139,6 +145,7 @@ class Emulator:
             await self._stop.wait()
         finally:
             await runner.cleanup()
+            self._batches.close()
             self._interactions.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -154,8 +161,8 @@ class Emulator:
         match = _PATH.fullmatch(request.path)
         if match is None:
             return "unknown", _NOT_FOUND
-        upload, version, collection, target, verb = match.groups()
-        shape = f"{request.method} {upload or ''}{collection}{'/*' if target else ''}{verb or ''}"
+        prefix, version, collection, target, verb = match.groups()
+        shape = f"{request.method} {prefix or ''}{collection}{'/*' if target else ''}{verb or ''}"
         if shape == "POST upload/files":
             shape += _upload_step(request)
         name, endpoint = self._endpoints.get(shape, ("unknown", _unknown))
@@ -193,12 +200,23 @@ def _endpoints(
         "GET files": ("files.list", store.list),
         "GET files/*": ("files.get", store.get),
         "GET files/*:download": ("files.download", store.download),
+        "GET download/files/*:download": ("files.download", store.download),
         "DELETE files/*": ("files.delete", store.delete),
         "POST interactions": ("interactions.create", interactions.create),
         "GET interactions/*": ("interactions.get", interactions.get),
         "DELETE interactions/*": ("interactions.delete", interactions.delete),
         "POST interactions/*/cancel": ("interactions.cancel", interactions.cancel),
         "GET models/*": ("models.get", models.get),
+    }
+
+
+def _batch_endpoints(batches: Batches) -> dict[str, tuple[str, Endpoint]]:
+    return {
+        "POST models/*:batchGenerateContent": ("batches.create", batches.create),
+        "GET batches": ("batches.list", batches.list),
+        "GET batches/*": ("batches.get", batches.get),
+        "DELETE batches/*": ("batches.delete", batches.delete),
+        "POST batches/*:cancel": ("batches.cancel", batches.cancel),
     }
 
 
@@ -218,9 +236,24 @@ async def _deliver(request: web.BaseRequest, reply: Reply) -> web.StreamResponse
     if reply.delivery == "reset":
         _reset(request)
     headers = {**reply.headers, "Content-Type": reply.content_type}
+    if reply.text is not None:
+        return await _deliver_text(request, reply, reply.text, headers)
     if reply.delivery == "cut":
         return await _deliver_half(request, reply, headers)
     return web.Response(status=reply.status or 500, body=reply.body, headers=headers)
+
+
+async def _deliver_text(
+    request: web.BaseRequest, reply: Reply, text: Spool, headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    response.content_length = text.size_bytes
+    await response.prepare(request)
+    for piece in text.pieces(text.size_bytes // 2 if reply.delivery == "cut" else text.size_bytes):
+        await response.write(piece)
+    if reply.delivery == "cut" and request.transport is not None:
+        request.transport.close()
+    return response
 
 
 def _reset(request: web.BaseRequest) -> None:

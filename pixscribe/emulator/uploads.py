@@ -23,7 +23,7 @@ from pixscribe.emulator.call import Call
 from pixscribe.emulator.fault_uploads import UPLOAD_BREAKS, UPLOAD_REPLIES, UPLOAD_SPOILERS
 from pixscribe.emulator.faults import FaultSource
 from pixscribe.emulator.files import FILE_ID, LIFE_S, FileStore, StoredFile
-from pixscribe.emulator.media import is_uploadable, types_of
+from pixscribe.emulator.media import BATCH_TYPES, is_uploadable, types_of
 from pixscribe.emulator.replies import (
     Refused,
     Reply,
@@ -34,6 +34,7 @@ from pixscribe.emulator.replies import (
     session_missing,
     storage_full,
 )
+from pixscribe.emulator.spool import Spool
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -58,22 +59,26 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Received:
-    """Bytes so far. `kept` is empty when nobody will look at them."""
+    """Bytes so far, in `text` if that is there. `kept` is empty when nobody will look at them."""
 
     size_bytes: int = 0
     head: bytes = b""
     hash: "_Hash" = field(default_factory=hashlib.sha256)
     kept: list[bytes] = field(default_factory=list)
+    text: Spool | None = None
 
     def copy(self) -> "_Received":
-        return _Received(self.size_bytes, self.head, self.hash.copy(), self.kept.copy())
+        """With the same `text`: it is written from `size_bytes` on, whatever was there."""
+        return _Received(self.size_bytes, self.head, self.hash.copy(), self.kept.copy(), self.text)
 
     def add(self, part: bytes, *, keep: bool) -> None:
+        if self.text is not None:
+            self.text.write(part, self.size_bytes)
+        elif keep:
+            self.kept.append(part)
         self.size_bytes += len(part)
         self.head = (self.head + part[:_HEAD_BYTES])[:_HEAD_BYTES]
         self.hash.update(part)
-        if keep:
-            self.kept.append(part)
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ class Uploads:
             return UPLOAD_REPLIES[fault](wanted.file_id)
         self._forget_old()
         upload_id = f"UP{self._random.getrandbits(128):032x}"
-        self._sessions[upload_id] = _Session(wanted, self._clock(), fault)
+        self._sessions[upload_id] = _Session(wanted, self._clock(), fault, received=_nothing_yet(wanted))
         return Reply(200, content_type="text/plain; charset=utf-8", headers=_start_headers(call, upload_id))
 
     async def bytes(self, call: Call) -> Reply:
@@ -139,7 +144,7 @@ class Uploads:
         fault = self._faults.next("upload")
         if fault in UPLOAD_BREAKS:
             return UPLOAD_BREAKS[fault]()
-        received = _Received()
+        received = _nothing_yet(wanted)
         received.add(data, keep=self._keep_bytes)
         session = _Session(wanted, self._clock(), fault)
         return replace(self._finalize(call, session, received, fault), headers={})
@@ -194,7 +199,7 @@ class Uploads:
             return replace(reply, headers=_status(session))
         session.final = True
         file = _to_file(session.wanted, received)
-        session.received = replace(received, kept=[])
+        session.received = replace(received, kept=[], text=None)
         if refusal := self._keep(file, call.origin):
             return replace(refusal, headers=_status(session))
         self._books.uploads.append(_entry(file))
@@ -293,7 +298,13 @@ def _bad_bytes(session: _Session, message: str) -> Refused:
     return Refused(replace(rpc_error(400, "INVALID_ARGUMENT", message), headers=_status(session)))
 
 
+def _nothing_yet(wanted: _Wanted) -> _Received:
+    return _Received(text=Spool() if wanted.mime_type in BATCH_TYPES else None)
+
+
 def _to_file(wanted: _Wanted, received: _Received) -> StoredFile:
+    if received.text is not None:  # a request that broke off may have left more
+        received.text.cut(received.size_bytes)
     return StoredFile(
         file_id=wanted.file_id,
         project=wanted.project,
@@ -303,6 +314,7 @@ def _to_file(wanted: _Wanted, received: _Received) -> StoredFile:
         sha256=received.hash.hexdigest(),
         types=types_of(received.head),
         data=b"".join(received.kept) if received.kept else None,
+        text=received.text,
     )
 
 
