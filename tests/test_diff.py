@@ -19,9 +19,10 @@ from pixscribe.diff.columns import Status
 from pixscribe.diff.configs import ConfigChange
 from pixscribe.diff.objects import Objects, Pair, State, pair_objects
 from pixscribe.diff.pairing import ImageIndex, index_images, pair_images
-from pixscribe.diff.result import Counts, LabelCounts, RunDiff
+from pixscribe.diff.result import Counts, LabelCounts, RunDiff, percent
 from pixscribe.emulator import Emulator
 from pixscribe.errors import ConfigError, OutputError
+from pixscribe.objects import BUCKET_SCHEMES
 from pixscribe.results import RunResults, open_results
 from tests.conftest import SAMPLES, MakeConfig, annotate, pixscribe
 from tests.written_runs import Seen, Thing, run_config, write_run
@@ -487,7 +488,7 @@ def test_too_large_a_share_is_exit_code_1_with_a_sentence(constructed: tuple[Run
     failed = pixscribe("diff", *runs, "--fail-above", "0.5")
     assert failed.returncode == 1
     assert failed.stderr == (
-        "pixscribe: 56.2 % of the objects changed (60.0 % of objects, 50.0 % of words, 50.0 % of kinds), "
+        "pixscribe: 9 of 16 objects changed, 56.2 % (60.0 % of objects, 50.0 % of words, 50.0 % of kinds), "
         "which is above --fail-above 0.5\n"
     )
     # 9 of 16 is not more than 0.5625
@@ -495,11 +496,59 @@ def test_too_large_a_share_is_exit_code_1_with_a_sentence(constructed: tuple[Run
     assert command(capsys, runs[0], runs[0], "--fail-above", "0")[0] == 0
 
 
+def test_a_lost_answer_without_objects_is_a_change_too(tmp_path: Path, capsys: Capture):
+    before = [seen("a.png"), seen("b.png", Thing("cup", CUP)), seen("c.png", Thing("cup", CUP))]
+    after = [Seen("a.png", failed={"objects": "blocked"}), before[1], before[2]]
+    runs = [name_of(results) for results in runs_of(tmp_path, before, after)]
+    code, output = command(capsys, *runs, "--fail-above", "0.3", "--json")
+    # the two cups are the same, and the empty answer is the third of what there was
+    assert (code, json.loads(output.out)["changed_share"]) == (1, 1 / 3)
+    assert output.err == (
+        "pixscribe: 1 of 3 objects and 1 lost answer without any changed, 33.3 %, which is above --fail-above 0.3\n"
+    )
+    assert command(capsys, *runs, "--fail-above", "0.34")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("after", "prompt", "reason"),
+    [
+        pytest.param([seen("b.png")], "objects", "the runs have no image in common", id="other-images"),
+        pytest.param([], "objects", "the runs have no image in common", id="no-images"),
+        pytest.param([seen("a.png")], "things", "the runs have no prompt in common", id="other-prompts"),
+    ],
+)
+def test_what_was_not_compared_is_not_passed(
+    tmp_path: Path, capsys: Capture, after: Sequence[Seen], prompt: str, reason: str
+):
+    monday = write_run(run_config(tmp_path / "out", {"objects": "detect"}), "monday", [seen("a.png")])
+    tuesday = write_run(run_config(tmp_path / "out", {prompt: "detect"}), "tuesday", after)
+    runs = [name_of(monday), name_of(tuesday)]
+    code, output = command(capsys, *runs, "--fail-above", "1")
+    sentence = f"pixscribe: nothing was compared, as {reason}: --fail-above 1.0 cannot be judged\n"
+    assert (code, output.err) == (1, sentence)
+    assert command(capsys, *runs)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.0, "0.0 %"), (0.0001, "< 0.1 %"), (501 / 10_000, "5.0 %"), (9_999 / 10_000, "> 99.9 %"), (1.0, "100.0 %")],
+)
+def test_a_share_is_not_rounded_to_nothing_or_all(share: float, words: str):
+    assert percent(share) == words
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         pytest.param(["--fail-above", "5"], "--fail-above 5.0: should be from 0 to 1", id="per-cent"),
         pytest.param(["--fail-above", "-0.1"], "--fail-above -0.1: should be from 0 to 1", id="negative"),
+        pytest.param(
+            ["--to", "s3://page.html"],
+            "--to s3://page.html: should be a file: a path, or a URI of "
+            + ", ".join(f"{scheme}://" for scheme in sorted(BUCKET_SCHEMES))
+            + " with a bucket and a name",
+            id="no-bucket",
+        ),
         pytest.param(["--fail-above", "nan"], "--fail-above nan: should be from 0 to 1", id="nan"),
         pytest.param(["--same-iou", "0.4"], "--same-iou 0.4: should be from 0.5 to 1", id="same-iou"),
         pytest.param(["--prompt", "none"], "--prompt: 'none': is asked by neither run", id="prompt"),

@@ -192,8 +192,12 @@ def test_the_command_writes_the_page_of_a_run_and_itself(
 
 def test_a_page_that_cannot_be_written_is_one_sentence(runs: tuple[RunResults, RunResults], tmp_path: Path):
     run = f"{runs[0].storage.uri}@monday"
-    refused = pixscribe("diff", run, run, "--to", str(tmp_path / "none" / "diff.html"))
+    refused = pixscribe("diff", run, run, "--to", str(tmp_path))
     assert refused.returncode == 3
-    assert (
-        refused.stderr == f"pixscribe: --to {tmp_path}/none/diff.html: cannot be written: No such file or directory\n"
-    )
+    assert refused.stderr == f"pixscribe: {tmp_path}: cannot be written: Is a directory\n"
+
+
+def test_a_folder_that_is_missing_is_made(runs: tuple[RunResults, RunResults], tmp_path: Path):
+    run = f"{runs[0].storage.uri}@monday"
+    assert pixscribe("diff", run, run, "--to", str(tmp_path / "none" / "diff.html")).returncode == 0
+    assert b"No difference" in (tmp_path / "none" / "diff.html").read_bytes()

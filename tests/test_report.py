@@ -3,8 +3,11 @@ import json
 import re
 import socket
 import threading
+import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from flows.cli import main
 from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.errors import ConfigError, DecodeError, OutputError
 from pixscribe.masks import Mask
 from pixscribe.report import make_report, write_report
-from pixscribe.report.blocks import Code, Column, Figure, Link, Matrix, Section, Table
+from pixscribe.report.blocks import Code, Column, Columns, Figure, Link, Matrix, Note, Section, Stack, Table
 from pixscribe.report.charts import Bin, Series, histogram, over_time
 from pixscribe.report.encoding import COLOURS, encode_gallery, escape_json, label_styles
 from pixscribe.report.findings import Findings, gather
@@ -31,10 +35,11 @@ from pixscribe.report.outlines import _runs, outlines_of, reduced_outline
 from pixscribe.report.pace import MAX_STEPS, Pace
 from pixscribe.report.page import PAGE_BYTES, Page, render_page
 from pixscribe.report.sampling import Sample, Sampler
-from pixscribe.report.sections import verdict
+from pixscribe.report.sections import time_section, verdict
 from pixscribe.report.thumbnails import LATE, SourceRules, load_pictures, thumbnail
-from pixscribe.report.wording import duration, plural, usd
+from pixscribe.report.wording import duration, plural, short_label, usd
 from pixscribe.results import RunResults, open_results
+from pixscribe.storage import open_storage
 from tests.conftest import SAMPLES, MakeConfig, annotate, pixscribe
 from tests.written_runs import Seen, Thing, run_config, write_run
 
@@ -87,6 +92,24 @@ def test_captions_are_no_labels(tmp_path: Path):
     assert (said.labels.counts, said.objects) == ({}, 3)
 
 
+def test_answers_to_questions_are_no_labels_either_and_choose_no_images(tmp_path: Path):
+    config = run_config(tmp_path / "out", {"objects": "detect", "number": {"kind": "ask", "text": "How many?"}})
+    images = [Seen(f"{number:02}", {"objects": [CUP], "number": f"There are {number}."}) for number in range(20)]
+    images[7] = Seen("07", {"objects": [CAT], "number": "There are 7."})
+    sampler = Sampler(4)
+    findings = gather(write_run(config, "monday", images), sampler)
+    assert (findings.prompts["number"].labels.counts, findings.prompts["number"].objects) == ({}, 20)
+    assert 7 in sampler.choose(findings.label_counts()).rows[0]
+
+
+def test_long_labels_are_cut_and_stay_apart(tmp_path: Path):
+    things = [Thing("x" * 60_000 + end, (0, 0, 9, 9)) for end in "12"]
+    labels = gather(written(tmp_path, [found("a", *things)]), Sampler(9)).prompts["objects"].labels.counts
+    assert list(labels.values()) == [1, 1]
+    assert max(map(len, labels)) <= 200
+    assert {short_label(label) for label in labels} == set(labels)
+
+
 def test_labels_beyond_what_is_remembered_are_still_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("pixscribe.report.findings.MAX_LABELS", 2)
     images = [found(f"{number}", Thing(f"label {number}", (0, 0, 9, 9)), CUP) for number in range(9)]
@@ -132,6 +155,38 @@ def test_the_verdict_is_one_sentence(images: dict[str, int], sentence: str):
     findings.image_errors = Counter({"blocked": 1, "timeout": 1})
     findings.partial_errors = Counter({"truncated": 3})
     assert verdict(findings) == sentence
+
+
+def test_the_verdict_names_the_worst_of_many_reasons():
+    findings = Findings(images=Counter({"ok": 20, "failed": 6}))
+    findings.image_errors = Counter({"timeout": 1, "blocked": 3, "too_large": 1, "read_error": 1})
+    assert verdict(findings) == "20 of 26 images labelled; 6 failed: 3 blocked, 3 for other reasons"
+
+
+@pytest.mark.parametrize(
+    ("findings", "sentence"),
+    [
+        pytest.param(Findings(), "No question was asked.", id="nothing"),
+        pytest.param(Findings(reused=3), "No question was asked: all answers came from earlier runs.", id="reused"),
+        pytest.param(Findings(requests=3), "No question was answered.", id="in-vain"),
+        pytest.param(
+            Findings(requests=3, responses=Counter(ok=3)), "It is not known when the answers came.", id="unknown"
+        ),
+    ],
+)
+def test_a_run_without_times_says_why(findings: Findings, sentence: str):
+    assert time_section(findings).blocks == (Note(sentence),)
+
+
+def test_answers_of_many_years_in_one_part_take_no_more_memory_than_others():
+    tracemalloc.start()
+    pace = Pace()
+    at(pace, *(day * 86_400.0 for day in range(5000)))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 480 steps of 600 classes are 2.3 MB; a step for each answer would be 24 MB
+    assert peak_bytes < 8_000_000
+    assert pace.overall().answers == 5000
 
 
 # --- time
@@ -394,7 +449,9 @@ def test_a_thumbnail_of_a_broken_image_says_why_there_is_none():
 
 
 def row(path: Path, **values: Any) -> dict[str, Any]:
-    return {"file_name": path.name, "uri": path.as_uri(), "image_id": None, **values}
+    """Of `images`, about a file as it is now."""
+    digest = sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+    return {"file_name": path.name, "uri": path.as_uri(), "image_id": digest, **values}
 
 
 def test_each_image_without_a_picture_has_a_reason(tmp_path: Path):
@@ -413,6 +470,29 @@ def test_each_image_without_a_picture_has_a_reason(tmp_path: Path):
     assert isinstance(good, Picture)
     codes = [str(reason).split(":")[0] for reason in others]
     assert codes == ["changed_during_run", "decode_error", "read_error", "read_error", "read_error"]
+
+
+def test_what_the_run_did_not_read_is_not_read_for_its_page(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(b"root:x:0")
+    refused = row(tmp_path / "secret", image_id=None, error_code="read_error", error="leads out of the source")
+    assert load_pictures([refused], 10**6) == ["read_error: leads out of the source"]
+
+
+def test_a_page_that_is_not_wanted_any_more_is_given_up_soon(tmp_path: Path):
+    (tmp_path / "good.jpg").write_bytes(photo())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.jpg"
+        slow = row(tmp_path / "good.jpg", uri=url)
+        asked = iter(range(10_000))
+        started_s = time.monotonic()
+        pictures = load_pictures(
+            [slow], 10**6, SourceRules(allow_private_hosts=True), limit_s=60, is_over=lambda: next(asked) > 4
+        )
+        assert time.monotonic() - started_s < 5
+    assert pictures == [LATE]
+    with pytest.raises(OutputError, match="the page was given up, as the run was stopped"):
+        write_report(written(tmp_path, FOUR), is_over=lambda: True)
+    assert not (tmp_path / "out/runs/monday/report.html").exists()
 
 
 def test_a_source_that_does_not_answer_is_not_waited_for(tmp_path: Path):
@@ -620,6 +700,52 @@ def test_a_page_lies_in_a_bucket_as_well():
     assert b"The one image was labelled" in open_results("s3://tables/labels@monday").storage.read(
         "runs/monday/report.html"
     )
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_command_writes_the_page_into_a_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    written(tmp_path, FOUR)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", f"{tmp_path}/out@monday", "--to", "s3://tables/pages/page.html"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, "s3://tables/pages/page.html\n")
+    assert b"3 of 4 images labelled" in open_storage("s3://tables/pages").read("page.html")
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_a_page_goes_nowhere_else(tmp_path: Path):
+    written(tmp_path, FOUR)
+    done = pixscribe("report", f"{tmp_path}/out@monday", "--to", "https://example.com/page.html")
+    assert done.returncode == 2
+    assert done.stderr.startswith("pixscribe: --to https://example.com/page.html: should be a file: a path, or a URI")
+
+
+def test_labels_without_end_leave_a_page_within_its_bytes(tmp_path: Path):
+    config = run_config(tmp_path / "out", {"objects": "detect"})
+    images = [
+        Seen(f"{number}.png", {"objects": [Thing('<&"' * 20_000 + str(number), (0, 0, 9, 9))]}) for number in range(60)
+    ]
+    page = make_report(write_run(config, "monday", images))
+    assert len(page) < 2_000_000
+    assert len(images_in(page)) == 60
+
+
+def test_sections_that_are_too_long_are_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pixscribe.report.page.SECTION_BYTES", 500_000)
+    table = Table((Column("n"),), [(f"{number} {'<' * 900}",) for number in range(300)])
+    html = page_of(Section("Long", [Columns((Stack([table]),))]))
+    # a row has 3,600 bytes for its 900 escaped letters
+    assert len(html) < 500_000
+    assert "200 rows more would not fit into the page." in html
+
+
+def test_sections_that_cannot_be_cut_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pixscribe.report.page.SECTION_BYTES", 400_000)
+    html = page_of(*(Section(f"Long {number}", [Note("<" * 19_000)]) for number in range(9)))
+    assert len(html) < 400_000
+    assert "The sections of this page would be longer than a page may be" in html
 
 
 def test_hostile_rows_leave_no_markup_in_the_page(tmp_path: Path):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
 from pixscribe.config import make_config
 from pixscribe.emulator import Emulator, EmulatorOptions
@@ -151,6 +151,20 @@ def seen(folder: Path, name: str, *things: Thing) -> Seen:
     return Seen(name, {"objects": things}, size=(100, 100), content=path.read_bytes(), uri=path.as_uri())
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Two images with names and labels that do not end."""
+    folder = tmp_path_factory.mktemp("long")
+    images = [
+        seen(folder, f"{'a' * 400}.png", Thing("x" * 5000 + "1", (100, 200, 300, 400))),
+        seen(folder, "b.png", Thing("x" * 5000 + "2", (100, 200, 300, 400))),
+    ]
+    results = write_run(run_config(folder / "out", {"objects": "detect"}), "first", images)
+    path = folder / "out/runs/first/report.html"
+    path.write_bytes(make_report(results))
+    return Written(path, folder / "out")
+
+
 # --- the browser
 
 
@@ -182,7 +196,7 @@ Look = Callable[..., Window]
 
 
 @pytest.fixture(scope="module")
-def browser(samples: Written, large: Written, trouble: Written, judged: Written) -> Iterator[Browser]:
+def browser(samples: Written, large: Written, trouble: Written, judged: Written, long: Written) -> Iterator[Browser]:
     with sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield running
@@ -267,7 +281,7 @@ def test_filters_show_what_the_tables_say(look: Look, samples: Written):
     window.choose("prompt", "objects")
     assert window.count() == f"{len(images_with(responses, prompt='objects', annotation_count=0))} of 26 images"
     window.page.locator("#show-all").click()
-    assert window.count() == "26 images"
+    expect(window.page.locator("#count")).to_have_text("26 images")
 
 
 def test_a_name_is_found_as_it_is_typed(look: Look, samples: Written):
@@ -583,3 +597,31 @@ def test_2000_images_can_be_used_at_once(look: Look, large: Written):
     window.page.locator("#show-all").click()
     window.page.locator("#more").click()
     assert window.cards().count() == 96
+
+
+def test_two_labels_that_begin_alike_are_told_apart(look: Look, long: Written):
+    window = look(long)
+    rows = window.page.locator("#prompt-objects table button.link")
+    assert rows.count() == 2
+    rows.last.click()
+    expect(window.cards()).to_have_count(1)
+
+
+def test_a_long_label_leaves_its_row_low(look: Look, long: Written):
+    row = look(long).page.locator("#prompt-objects tbody tr").first.bounding_box()
+    assert row is not None
+    assert row["height"] < 100
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (360, 740)])
+def test_a_long_name_leaves_the_large_view_within_the_window(look: Look, long: Written, size: tuple[int, int]):
+    view = look(long, size=size).open("aaaa")
+    widths = [view.locator(part).evaluate("each => each.getBoundingClientRect().right") for part in ("#close", "#side")]
+    assert max(widths) <= size[0]
+
+
+def test_answers_to_questions_are_no_labels_to_filter_by(look: Look, samples: Written):
+    annotations = samples.rows("annotations")
+    names = {row["label"] for row in annotations if row["prompt"] in ("objects", "outlines")}
+    options = look(samples).page.locator('select[data-filter="label"] option').all()
+    assert {option.get_attribute("value") for option in options} - {""} <= names

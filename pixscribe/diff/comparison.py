@@ -182,9 +182,12 @@ class _Comparison:
 
     def _count_answers(self, both: _Both) -> None:
         before, after = (side.failed().reshape(len(side), side.prompts) for side in (both.before, both.after))
+        is_empty = both.before.answers.counts.reshape(before.shape) == 0
         for number, prompt in enumerate(self.prompts):
             line = self.diff.prompts[prompt]
-            line.answers_lost += int(np.count_nonzero(after[:, number] & ~before[:, number]))
+            is_lost = after[:, number] & ~before[:, number]
+            line.answers_lost += int(np.count_nonzero(is_lost))
+            line.empty_answers_lost += int(np.count_nonzero(is_lost & is_empty[:, number]))
             line.answers_gained += int(np.count_nonzero(before[:, number] & ~after[:, number]))
 
     def _compare_answers(self, both: _Both, answers: Integers) -> dict[int, list[Counts]]:

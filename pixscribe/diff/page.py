@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pixscribe.diff.gallery import changed_images
-from pixscribe.diff.result import MAX_LISTED, Counts, Label, LabelCounts, LoneImages, PromptDiff, RunDiff, Side
+from pixscribe.diff.result import MAX_LISTED, Counts, Label, LabelCounts, LoneImages, PromptDiff, RunDiff, Side, percent
 from pixscribe.report.blocks import Block, Cell, Code, Column, Link, Section, Stat, Stats, Table
 from pixscribe.report.page import Page, Share, render_page
 from pixscribe.report.wording import plural, usd
@@ -44,7 +44,7 @@ def _verdict(diff: RunDiff) -> str:
 
 
 def _facts(diff: RunDiff) -> Iterator[str]:
-    yield f"{100 * diff.counts.changed_share:.1f} % of the objects changed"
+    yield f"{percent(diff.counts.changed_share)} of the objects changed"
     yield f"{plural(diff.counts.before, 'object')} before, {diff.counts.after:,} after"
     yield f"{usd(diff.before.totals.cost_usd)} → {usd(diff.after.totals.cost_usd)} USD"
 
@@ -91,7 +91,7 @@ def _stat(name: str, count: int) -> Stat:
 
 
 def _runs(sides: Sequence[Side]) -> Table:
-    columns = ("run", "", "images", "answers", "failed", "input tokens", "output tokens", "USD")
+    columns = ("run", "name", "images", "answers", "failed", "input tokens", "output tokens", "USD")
     rows: list[Sequence[Cell]] = []
     for name, side in zip(("before", "after"), sides, strict=True):
         totals = side.totals
@@ -115,7 +115,7 @@ def _value(value: Any) -> str:
 def _prompt(prompt: PromptDiff) -> Section:
     counts = prompt.counts
     stats = [
-        Stat("objects", f"{counts.before:,} → {counts.after:,}", f"{100 * counts.changed_share:.1f} % changed"),
+        Stat("objects", f"{counts.before:,} → {counts.after:,}", f"{percent(counts.changed_share)} changed"),
         *(_stat(name, getattr(counts, name)) for name in ("moved", "relabelled", "new", "gone")),
     ]
     for name, count in (("answers lost", prompt.answers_lost), ("answers gained", prompt.answers_gained)):

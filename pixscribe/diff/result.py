@@ -21,6 +21,13 @@ objects."""
 Label = str | None
 
 
+def percent(share: float) -> str:
+    """`12.5 %`; what is not quite nothing or not quite all is not rounded to it."""
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"
+
+
 @dataclass(slots=True)
 class Counts:
     """Objects by what became of them."""
@@ -58,6 +65,23 @@ class Counts:
     def to_json(self) -> dict[str, Any]:
         sides = {"before": self.before, "after": self.after}
         return {**sides, **asdict(self), "changed_share": self.changed_share}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedShare:
+    """How much changed: of `total` objects of either run, a pair counted once, and lost answers that had none."""
+
+    changed: int
+    total: int
+    empty_answers_lost: int
+
+    @classmethod
+    def of(cls, counts: Counts, empty_answers_lost: int) -> "ChangedShare":
+        changed = counts.changed + empty_answers_lost
+        return cls(changed, counts.same + changed, empty_answers_lost)
+
+    def __float__(self) -> float:
+        return self.changed / max(1, self.total)
 
 
 @dataclass(slots=True)
@@ -104,6 +128,8 @@ class PromptDiff:
     """Whether an answer of either run is one text, so that labels are no names of things."""
     answers_lost: int = 0
     """Failed where there was an answer before: its objects are gone."""
+    empty_answers_lost: int = 0
+    """Those of them that had no objects. Each counts as one change, or else their loss would be none."""
     answers_gained: int = 0
     counts: Counts = field(default_factory=Counts)
     labels: dict[Label, LabelCounts] = field(default_factory=dict)
@@ -111,6 +137,10 @@ class PromptDiff:
     other_labels: LabelCounts = field(default_factory=LabelCounts)
     """Of what is beyond `MAX_LABELS`."""
     relabellings: Counter[tuple[Label, Label]] = field(default_factory=Counter)
+
+    @property
+    def share(self) -> "ChangedShare":
+        return ChangedShare.of(self.counts, self.empty_answers_lost)
 
     def add(self, state: State, before: Label, after: Label, objects: int = 1) -> None:
         """Count objects; of those that are in one run only, the label of the other is not looked at."""
@@ -253,6 +283,19 @@ class RunDiff:
         return Counts.sum(prompt.counts for prompt in self.prompts.values())
 
     @property
+    def share(self) -> ChangedShare:
+        """Over all prompts: what `--fail-above` looks at."""
+        lost = sum(prompt.empty_answers_lost for prompt in self.prompts.values())
+        return ChangedShare.of(self.counts, lost)
+
+    @property
+    def not_compared(self) -> str:
+        """Why no answer was compared with another one, or nothing."""
+        if not self.prompts:
+            return "the runs have no prompt in common"
+        return "" if self.images.compared else "the runs have no image in common"
+
+    @property
     def is_empty(self) -> bool:
         """Whether both runs have the same images, and the same in them. Their configs may differ."""
         return not (self.images.changed or self.removed.images or self.added.images)
@@ -291,6 +334,7 @@ class RunDiff:
                 ],
             },
             "objects": self.counts.to_json(),
+            "changed_share": float(self.share),
             "prompts": [_prompt_to_json(prompt) for prompt in self.prompts.values()],
             "changed_images": [change.to_json() for change in self.changed],
             "added_images": self.added.names,
@@ -315,6 +359,7 @@ def _prompt_to_json(prompt: PromptDiff) -> dict[str, Any]:
         "prompt": prompt.prompt,
         "kind": prompt.kind,
         "answers_lost": prompt.answers_lost,
+        "empty_answers_lost": prompt.empty_answers_lost,
         "answers_gained": prompt.answers_gained,
         "objects": prompt.counts.to_json(),
         "labels": lines,

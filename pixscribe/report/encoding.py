@@ -8,7 +8,7 @@
                  "answers": [{"p": prompt, "y": layer, "kind", "status", "code", "error", "text", "cut", "facts"}]}]}
 
 `prompts`, `labels`, `states` and `layers` are referred to by their place. What is empty is left out. `more` counts
-objects that were left out, `cut` the characters.
+objects that were left out, `cut` the characters. Long labels have their `short_label` here, as in the tables.
 """
 
 import base64
@@ -22,6 +22,7 @@ import orjson
 
 from pixscribe.report.gallery import STATES, Gallery, GalleryAnswer, GalleryImage, GalleryObject
 from pixscribe.report.outlines import reduced_outline
+from pixscribe.report.wording import TEXT_KINDS, cut, short_label
 
 COLOURS = 12
 DASHES = 3
@@ -63,8 +64,8 @@ def encode_gallery(gallery: Gallery, limit_bytes: int, text_limit_bytes: int) ->
             left_bytes -= len(uri)
             pictures += 1
             image["src"] = uri
-        else:
-            image["gone"] = "left out, so that the page stays small" if uri else source.no_picture
+        elif uri:
+            image["gone"] = "left out, so that the page stays small"
     return EncodedGallery(_dump(told), len(told["images"]), pictures)
 
 
@@ -96,7 +97,10 @@ def label_styles(counts: Mapping[str, int]) -> dict[str, LabelStyle]:
 def styles_of(gallery: Gallery) -> dict[str, LabelStyle]:
     """The looks of all labels that are drawn."""
     shown = Counter(
-        one.label for image in gallery.images for one in image.objects if one.label is not None and one.xyxy is not None
+        short_label(one.label)
+        for image in gallery.images
+        for one in image.objects
+        if one.label is not None and one.xyxy is not None
     )
     return label_styles(dict(shown) | {label: gallery.label_counts.get(label, shown[label]) for label in shown})
 
@@ -118,6 +122,8 @@ class _Caps:
 
 
 _CAPS = (_Caps(20_000, 400, 400), _Caps(6_000, 200, 120), _Caps(2_000, 100, 60), _Caps(600, 50, 30), _Caps(150, 25, 12))
+MAX_NOTE = 300
+"""Letters of what is said in a few words."""
 _ROOM_FOR_GONE = 64
 _PLACES = frozenset("pils")
 
@@ -162,6 +168,7 @@ class _Teller:
         self.kinds: dict[str, str] = {}
         self._labels: dict[str, int] = {}
         self._styles = styles_of(gallery)
+        self._texts = {each.prompt for image in gallery.images for each in image.answers if each.kind in TEXT_KINDS}
         self._caps = caps
 
     def labelled(self) -> dict[str, LabelStyle]:
@@ -179,8 +186,9 @@ class _Teller:
                 "status": image.status,
                 "code": image.error_code,
                 "error": image.error and image.error[: self._caps.text_chars],
-                "note": image.note,
-                "facts": list(image.facts.items()),
+                "note": cut(image.note, MAX_NOTE),
+                "gone": None if image.picture else cut(image.no_picture, MAX_NOTE),
+                "facts": self._facts(image.facts),
                 "more": len(image.objects) - len(shown),
                 "objects": [self._object(each, tolerance_px) for each in shown],
                 "answers": [self._answer(each) for each in image.answers],
@@ -193,13 +201,13 @@ class _Teller:
             {
                 "p": self._prompt(one.prompt),
                 "i": one.index,
-                "l": self._label(one.label),
+                "l": self._label(one),
                 "b": one.xyxy and [round(edge, 2) for edge in one.xyxy],
                 "g": [reduced_outline(ring, tolerance_px, points) for ring in one.polygons if len(ring) >= 6],
                 "f": list(one.flags),
                 "y": one.layer,
                 "s": STATES.index(one.state) if one.state else None,
-                "n": one.note,
+                "n": cut(one.note, MAX_NOTE),
             }
         )
 
@@ -216,15 +224,23 @@ class _Teller:
                 "error": answer.error and answer.error[: self._caps.text_chars],
                 "text": text if text is None else text[: self._caps.text_chars],
                 "cut": max(0, len(text or "") - self._caps.text_chars),
-                "facts": list(answer.facts.items()),
+                "facts": self._facts(answer.facts),
             }
         )
 
     def _prompt(self, name: str) -> int:
         return self.prompts.setdefault(name, len(self.prompts))
 
-    def _label(self, name: str | None) -> int | None:
-        return None if name is None else self._labels.setdefault(name, len(self._labels))
+    def _label(self, one: GalleryObject) -> int | None:
+        """The words of a text are as long as its answer may be."""
+        if one.label is None:
+            return None
+        is_text = one.prompt in self._texts
+        name = cut(one.label, self._caps.text_chars) if is_text else short_label(one.label)
+        return self._labels.setdefault(name, len(self._labels))
+
+    def _facts(self, facts: Mapping[str, str]) -> list[tuple[str, str]]:
+        return [(name, cut(value, self._caps.text_chars)) for name, value in facts.items()]
 
 
 def _full(values: dict[str, Any]) -> dict[str, Any]:

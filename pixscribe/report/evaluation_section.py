@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pixscribe.report.blocks import Block, Column, Link, Matrix, Note, Section, Table
 from pixscribe.report.gallery import GalleryImage, GalleryObject, Layer
-from pixscribe.report.wording import plural
+from pixscribe.report.wording import plural, short_label
 from pixscribe.results import RunResults
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ def _matrix(prompt: "PromptEvaluation") -> Matrix:
     return Matrix(
         row_title="truth",
         column_title="answered as",
-        rows=rows,
-        columns=columns,
+        rows=[short_label(row) for row in rows],
+        columns=[short_label(column) for column in columns],
         counts=[[counts.get((row, column), 0) for column in columns] for row in rows],
         caption=f"{prompt.prompt}: what was taken for what",
         note=f"{left:,} more, of labels that are rarer." if left else "",

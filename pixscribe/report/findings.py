@@ -1,7 +1,7 @@
 """What all tables of a run say together, read part by part, so that a run of any size fits into memory."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pixscribe.errors import OutputError
 from pixscribe.report.pace import Pace
 from pixscribe.report.sampling import PartSampler, Sampler
+from pixscribe.report.wording import TEXT_KINDS, short_label
 from pixscribe.results import RunResults
 
 COLUMNS: dict[str, Sequence[str]] = {
@@ -35,7 +36,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class LabelCounts:
-    """How often each label was answered. `rare` counts those that were not remembered: too many, or captions."""
+    """How often each label was answered. `rare` counts those that were not remembered: too many, or texts."""
 
     counts: Counter[str] = field(default_factory=Counter)
     rare: int = 0
@@ -66,6 +67,10 @@ class PromptFindings:
     @property
     def objects(self) -> int:
         return self.labels.counts.total() + self.labels.rare + self.unlabelled
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in TEXT_KINDS
 
 
 @dataclass(slots=True)
@@ -107,10 +112,11 @@ class Findings:
         return total
 
 
-def gather(results: RunResults, sampler: Sampler) -> Findings:
-    """Read all parts, and let `sampler` look at them too. Raises `OutputError`."""
+def gather(results: RunResults, sampler: Sampler, is_over: Callable[[], bool] = lambda: False) -> Findings:
+    """Read all parts, and let `sampler` look at them too. Raises `OutputError`, also when it `is_over`."""
     findings = Findings()
     for number, tables in enumerate(results.read_parts(COLUMNS)):
+        check_over(is_over)
         part = _Part(*tables)
         part.check(f"{results.storage.uri}, run {results.run_id}, {results.parts[number]}")
         _add_images(findings, part)
@@ -118,6 +124,12 @@ def gather(results: RunResults, sampler: Sampler) -> Findings:
         _add_annotations(findings, part)
         part.sample(sampler.add_part(number, part.images["file_name"].to_pylist()))
     return findings
+
+
+def check_over(is_over: Callable[[], bool]) -> None:
+    """Raise `OutputError` if the page is not wanted any more."""
+    if is_over():
+        raise OutputError("the page was given up, as the run was stopped; `pixscribe report` makes it later")
 
 
 class _Part:
@@ -147,14 +159,15 @@ class _Part:
         responses = self.responses
         sampler.offer("error", *_coded(responses["error_code"], self.image_of_response))
         empty = pc.and_(pc.not_equal(responses["status"], "failed"), pc.equal(responses["annotation_count"], 0))
-        names = pc.if_else(empty, responses["prompt"], pa.scalar(None, pa.string()))
-        sampler.offer("empty", *_coded(names, self.image_of_response))
+        empties = pc.if_else(empty, responses["prompt"], pa.scalar(None, pa.string()))
+        sampler.offer("empty", *_coded(empties, self.image_of_response))
         flat = pc.list_flatten(self.annotations["flags"])
         parents = _integers(pc.list_parent_indices(self.annotations["flags"]))
         sampler.offer("flag", *_coded(flat, self.image_of_annotation[parents]))
-        said = pc.is_in(self.annotations["prompt"], value_set=_captions(responses))
+        said = pc.is_in(self.annotations["prompt"], value_set=_texts(responses))
         labels = pc.if_else(said, pa.scalar(None, pa.string()), self.annotations["label"])
-        sampler.offer("label", *_coded(labels, self.image_of_annotation))
+        names, numbers, rows = _coded(labels, self.image_of_annotation)
+        sampler.offer("label", [short_label(name) for name in names], numbers, rows)
 
 
 def _add_images(findings: Findings, part: _Part) -> None:
@@ -192,17 +205,18 @@ def _add_responses(findings: Findings, part: _Part) -> None:
 
 def _add_annotations(findings: Findings, part: _Part) -> None:
     annotations = part.annotations
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
     for row in _counted(annotations, ["prompt", "label"]):
         prompt = findings.prompts[row["prompt"]]
         if row["label"] is None:
             prompt.unlabelled += row["count"]
-        elif prompt.kind == "caption":
+        elif prompt.is_text:
             prompt.labels.rare += row["count"]
         else:
-            counts.setdefault(row["prompt"], {})[row["label"]] = row["count"]
-    for name, labels in counts.items():
-        findings.prompts[name].labels.add(labels)
+            labels = counts.setdefault(row["prompt"], Counter())
+            labels[short_label(row["label"])] += row["count"]
+    for name, of_prompt in counts.items():
+        findings.prompts[name].labels.add(of_prompt)
     for row in pc.value_counts(pc.list_flatten(annotations["flags"])).to_pylist():
         findings.flags[row["values"]] += row["counts"]
     _add_sizes(findings, annotations)
@@ -221,9 +235,10 @@ def _add_sizes(findings: Findings, annotations: pa.Table) -> None:
         findings.prompts[name].sizes += np.bincount(bins, minlength=SIZE_BINS)
 
 
-def _captions(responses: pa.Table) -> pa.Array:
+def _texts(responses: pa.Table) -> pa.Array:
     """Prompts whose answers are sentences: each is a label of its own."""
-    return responses.filter(pc.equal(responses["kind"], "caption"))["prompt"].unique()
+    is_text = pc.is_in(responses["kind"], value_set=pa.array(sorted(TEXT_KINDS)))
+    return responses.filter(is_text)["prompt"].unique()
 
 
 def _counted(table: pa.Table, columns: list[str]) -> list[dict[str, Any]]:

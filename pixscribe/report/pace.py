@@ -45,10 +45,12 @@ class Pace:
         known = np.isfinite(asked_at_s) & np.isfinite(latency_ms)
         came_s = asked_at_s[known] + latency_ms[known] / 1000
         classes = _classes(latency_ms[known])
+        if len(came_s):
+            # before they are counted: a part that spans years would have as many steps as answers
+            self._widen(MAX_STEPS, (float(came_s.min()), float(came_s.max())))
         for place in np.unique(np.floor(came_s / self.width_s)).tolist():
             of_step = np.floor(came_s / self.width_s) == place
             self._count(int(place), np.bincount(classes[of_step], minlength=_LATENCIES))
-        self._widen(MAX_STEPS)
 
     def steps(self, at_most: int) -> list[Step]:
         """The whole time in equal steps, `at_most` of them, also those in which nothing came."""
@@ -72,13 +74,18 @@ class Pace:
         else:
             self._steps[place] = counts
 
-    def _widen(self, at_most: int) -> None:
-        while self._steps and max(self._steps) - min(self._steps) >= at_most:
+    def _widen(self, at_most: int, coming_s: tuple[float, ...] = ()) -> None:
+        """Until there is room for what is there and for what is coming."""
+        while self._span(coming_s) > at_most:
             factor = round(self._width_at(self._width + 1) / self.width_s)
             self._width += 1
             steps, self._steps = self._steps, {}
             for place, counts in steps.items():
                 self._count(place // factor, counts)
+
+    def _span(self, coming_s: tuple[float, ...]) -> int:
+        places = [*self._steps, *(math.floor(second / self.width_s) for second in coming_s)]
+        return max(places) - min(places) + 1 if places else 0
 
     def _width_at(self, number: int) -> float:
         last = len(WIDTHS_S) - 1

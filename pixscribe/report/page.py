@@ -7,8 +7,8 @@ hashes, so that nothing else would run even if it got in.
 
 import base64
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
@@ -17,14 +17,25 @@ import jinja2
 from markupsafe import Markup
 
 from pixscribe import __version__
-from pixscribe.report.blocks import Code, Column, Link, Section, Table, Tone
+from pixscribe.report.blocks import Block, Cell, Code, Column, Columns, Link, Section, Stack, Table, Tone
 from pixscribe.report.encoding import EncodedGallery, encode_gallery, styles_of
 from pixscribe.report.gallery import Gallery
+from pixscribe.report.wording import cut, plural, short_label
 
 PAGE_BYTES = 20_000_000
 """What a page takes at most."""
 TEXT_BYTES = 6_000_000
 """What of it answers, names and outlines take at most; the rest is for pictures."""
+SECTION_BYTES = 5_000_000
+"""What the sections take at most, with style and script."""
+SHORTER_ROWS = (100, 20, 5)
+"""Of each table, where the sections take more."""
+MAX_CELL = 1000
+"""Letters in a cell of a table."""
+MAX_CODE = 4000
+"""The same of what a computer reads, such as the value of a config."""
+MAX_TEXT = 20_000
+"""Of a note, such as the words of a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +65,47 @@ class Page:
 
 
 def render_page(page: Page) -> bytes:
-    """The HTML file, at most `PAGE_BYTES` long unless the sections alone are longer."""
+    """The HTML file, at most `PAGE_BYTES` long. Long tables are cut until the sections fit into `SECTION_BYTES`."""
     gallery = next((part for part in page.parts if isinstance(part, Gallery)), None)
+    empty = EncodedGallery(b"", len(gallery.images), 0) if gallery else None
+    for shorter in _shorter_and_shorter(page):
+        bare = _fill(shorter, gallery, empty)
+        if len(bare) <= SECTION_BYTES:
+            break
     if gallery is None:
-        return _fill(page, None, None)
-    bare = len(_fill(page, gallery, EncodedGallery(b"", len(gallery.images), 0)))
-    limit_bytes = max(0, PAGE_BYTES - bare)
-    return _fill(page, gallery, encode_gallery(gallery, limit_bytes, min(TEXT_BYTES, limit_bytes)))
+        return bare
+    limit_bytes = PAGE_BYTES - len(bare)
+    return _fill(shorter, gallery, encode_gallery(gallery, limit_bytes, min(TEXT_BYTES, limit_bytes)))
+
+
+def _shorter_and_shorter(page: Page) -> Iterator[Page]:
+    """The page, then with tables of fewer and fewer rows, at last with nothing but the gallery."""
+    yield page
+    for rows in SHORTER_ROWS:
+        yield replace(page, parts=[_with_rows(part, rows) for part in page.parts])
+    about = "The sections of this page would be longer than a page may be; what they say is in the tables."
+    yield replace(
+        page,
+        title=cut(page.title, MAX_CELL),
+        verdict=cut(page.verdict, MAX_CELL),
+        facts=[cut(fact, MAX_CELL) for fact in page.facts[:MAX_CELL]],
+        warning=f"{about} {cut(page.warning, MAX_CELL)}",
+        parts=[part for part in page.parts if isinstance(part, Gallery)],
+    )
+
+
+def _with_rows(part: Section | Gallery, rows: int) -> Section | Gallery:
+    return part if isinstance(part, Gallery) else replace(part, blocks=[_shortened(each, rows) for each in part.blocks])
+
+
+def _shortened(block: Block, rows: int) -> Block:
+    """With tables of so many rows."""
+    if isinstance(block, Table) and len(block.rows) > rows:
+        left = f"{plural(len(block.rows) - rows, 'row')} more would not fit into the page."
+        return replace(block, rows=block.rows[:rows], note=f"{block.note} {left}".strip())
+    if isinstance(block, Columns | Stack):
+        return replace(block, blocks=[_shortened(each, rows) for each in block.blocks])
+    return block
 
 
 def _fill(page: Page, gallery: Gallery | None, encoded: EncodedGallery | None) -> bytes:
@@ -93,7 +138,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(cell=_cell_text, slug=_slug)
+    environment.filters.update(cell=_cell_text, slug=_slug, short=_short, note=lambda text: cut(text, MAX_TEXT))
     environment.tests.update(
         gallery=lambda part: isinstance(part, Gallery),
         link=lambda cell: isinstance(cell, Link),
@@ -116,6 +161,20 @@ def _source(text: str) -> str:
 def _slug(title: str) -> str:
     """An id for a heading."""
     return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+
+
+def _short(cell: Cell) -> Cell:
+    """What a cell shows: labels as in the gallery, other words within bounds."""
+    match cell:
+        case Link():
+            filters = {name: short_label(value) for name, value in cell.filters.items()}
+            label = None if cell.label is None else short_label(cell.label)
+            return replace(cell, text=short_label(cell.text), filters=filters, label=label)
+        case Code():
+            return Code(cut(cell.text, MAX_CODE))
+        case str():
+            return cut(cell, MAX_CELL)
+    return cell
 
 
 def _cell_text(cell: object, column: Column) -> str:

@@ -1,6 +1,6 @@
 """The page of a run: `runs/<id>/report.html`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from pixscribe.config import RunConfig
 from pixscribe.errors import ConfigError, OutputError
 from pixscribe.report.blocks import Section
 from pixscribe.report.evaluation_section import Judgement, read_judgement
-from pixscribe.report.findings import Findings, gather
+from pixscribe.report.findings import Findings, check_over, gather
 from pixscribe.report.gallery import Gallery, GalleryImage, Picture, gallery_image
 from pixscribe.report.page import PAGE_BYTES, TEXT_BYTES, Page, render_page
 from pixscribe.report.sampling import Sample, Sampler
@@ -41,31 +41,42 @@ REPORT = "report.html"
 
 
 def write_report(
-    results: RunResults, *, sample: int = SAMPLE, summary: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    results: RunResults,
+    *,
+    sample: int = SAMPLE,
+    summary: Mapping[str, Any] | None = None,
+    limit_s: float = LIMIT_S,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> str:
     """Write the page beside the run, and return its URI. Raises as `make_report` does, and if it cannot be written."""
     key = f"runs/{results.run_id}/{REPORT}"
-    results.storage.write(key, make_report(results, sample=sample, summary=summary, limit_s=limit_s))
+    results.storage.write(key, make_report(results, sample=sample, summary=summary, limit_s=limit_s, is_over=is_over))
     return results.storage.uri_of(key)
 
 
 def make_report(
-    results: RunResults, *, sample: int = SAMPLE, summary: Mapping[str, Any] | None = None, limit_s: float = LIMIT_S
+    results: RunResults,
+    *,
+    sample: int = SAMPLE,
+    summary: Mapping[str, Any] | None = None,
+    limit_s: float = LIMIT_S,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> bytes:
     """The page of a run: one HTML file of less than `PAGE_BYTES`.
 
     Its numbers are about all images, its gallery shows `sample` of them, 1 to `MAX_SAMPLE`; pictures are waited for
     `limit_s` at most. `summary` is what run.json will say, where that is not written yet. Raises `ConfigError` for a
-    sample out of range, `OutputError` if the tables cannot be read.
+    sample out of range, `OutputError` if the tables cannot be read, or soon after `is_over`: then there is no page.
     """
     if not 1 <= sample <= MAX_SAMPLE:
         raise ConfigError(f"--sample {sample}: should be from 1 to {MAX_SAMPLE}")
     told = results.summary if summary is None else summary
     judgement = read_judgement(results)
     sampler = Sampler(sample, judgement.worst)
-    findings = gather(results, sampler)
+    findings = gather(results, sampler, is_over)
     chosen = sampler.choose(findings.label_counts())
-    gallery = _gallery(results, chosen, findings, judgement, limit_s)
+    gallery = _gallery(results, chosen, findings, judgement, limit_s, is_over)
+    check_over(is_over)
     return render_page(_page(results, told, findings, judgement, gallery))
 
 
@@ -130,9 +141,16 @@ def _config(results: RunResults) -> RunConfig | None:
     return None
 
 
-def _gallery(results: RunResults, sample: Sample, findings: Findings, judgement: Judgement, limit_s: float) -> Gallery:
+def _gallery(
+    results: RunResults,
+    sample: Sample,
+    findings: Findings,
+    judgement: Judgement,
+    limit_s: float,
+    is_over: Callable[[], bool],
+) -> Gallery:
     rows = sorted(_sampled(results, sample), key=lambda one: (_trouble(one), one.image["file_name"]))
-    pictures = load_pictures([one.image for one in rows], PICTURE_BYTES, _source_rules(results), limit_s)
+    pictures = load_pictures([one.image for one in rows], PICTURE_BYTES, _source_rules(results), limit_s, is_over)
     images = [judgement.with_truth(_with_picture(*each)) for each in zip(rows, pictures, strict=True)]
     late = pictures.count(LATE)
     waited = f" {plural(late, 'picture')} could not be read within {duration(limit_s)}." if late else ""

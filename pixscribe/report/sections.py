@@ -80,8 +80,8 @@ def prompt_section(name: str, found: PromptFindings, question: str | None) -> Se
     about = f"{found.kind}: {question}" if is_short else found.kind
     blocks: list[Block] = [Note(question)] if question and not is_short else []
     blocks.append(Stats(tuple(_prompt_stats(name, found))))
-    labels = _labels(name, found) if found.kind != "caption" else None
-    figures = [_per_image(found)] if found.kind != "caption" and found.per_image else []
+    labels = None if found.is_text else _labels(name, found)
+    figures = [_per_image(found)] if found.per_image and not found.is_text else []
     if found.sizes.any():
         figures.append(_sizes(found))
     if labels and figures:
@@ -104,7 +104,7 @@ def time_section(findings: Findings) -> Section:
     """Throughput and latency."""
     steps = findings.pace.steps(STEPS)
     if not steps:
-        return Section("Time", (Note("No question was asked: all answers came from earlier runs."),))
+        return Section("Time", (Note(_why_no_times(findings)),))
     width_s = findings.pace.width_s
     times = _times(steps)
     answers = Series("answers per minute", [step.answers * 60 / width_s for step in steps])
@@ -135,6 +135,13 @@ def time_section(findings: Findings) -> Section:
     )
 
 
+def _why_no_times(findings: Findings) -> str:
+    answered = findings.responses["ok"] + findings.responses["repaired"] - findings.reused
+    if findings.requests:
+        return "It is not known when the answers came." if answered > 0 else "No question was answered."
+    return "No question was asked" + (": all answers came from earlier runs." if findings.reused else ".")
+
+
 def run_section(
     run_id: str, summary: Mapping[str, Any], config: RunConfig | None, tables: Mapping[str, str]
 ) -> Section:
@@ -158,13 +165,14 @@ def question_texts(config: RunConfig | None) -> dict[str, str]:
 
 
 def _by_code(errors: Counter[str]) -> str:
-    """`decode_error`, or `2 decode_error, 1 blocked`."""
+    """`decode_error`, `2 decode_error, 1 blocked`, or the most frequent one: the table says the rest."""
     ranked = _ranked(errors)
     if len(ranked) == 1:
         return ranked[0][0]
-    told = [f"{count:,} {code}" for code, count in ranked[:4]]
-    left = sum(count for _, count in ranked[4:])
-    return ", ".join([*told, f"{left:,} for other reasons"] if left else told)
+    told = [f"{count:,} {code}" for code, count in ranked]
+    if len(told) == 2:
+        return ", ".join(told)
+    return f"{told[0]}, {errors.total() - ranked[0][1]:,} for other reasons"
 
 
 def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:

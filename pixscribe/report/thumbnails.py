@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,8 @@ READERS = 16
 DECODERS = min(4, os.cpu_count() or 1)
 LARGE_PX = 40_000_000
 """Larger images are decoded one at a time: they take 4 bytes a pixel and more."""
+LOOK_S = 0.2
+"""How often it is asked whether the work is over."""
 MAX_PROFILE_BYTES = 4096
 """A colour profile above this size would take more than the picture."""
 LATE = "not shown: its source did not answer in time"
@@ -48,18 +50,29 @@ class SourceRules:
 
 
 def load_pictures(
-    images: Sequence[Row], limit_bytes: int, rules: SourceRules | None = None, limit_s: float = LIMIT_S
+    images: Sequence[Row],
+    limit_bytes: int,
+    rules: SourceRules | None = None,
+    limit_s: float = LIMIT_S,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> list[Picture | str]:
     """The picture of each row of `images`, or a few words that say why there is none. Never raises.
 
-    Together they take at most `limit_bytes`, as data URIs.
+    Together they take at most `limit_bytes`, as data URIs. After `limit_s`, or soon after `is_over`, those that are not
+    there yet are given up.
     """
     each_bytes = limit_bytes * 3 // 4 // max(1, len(images))
     until_s = time.monotonic() + limit_s
-    load = partial(_load, each_bytes=each_bytes, rules=rules or SourceRules(), until_s=until_s)
+
+    def is_late() -> bool:
+        return time.monotonic() > until_s or is_over()
+
+    load = partial(_load, each_bytes=each_bytes, rules=rules or SourceRules(), is_over=is_late)
     with _Loaders(_threads(images)) as pool:
         loading = [pool.submit(load, image) for image in images]
-        wait(loading, timeout=limit_s)
+        waiting = set[Future[Picture | str]](loading)
+        while waiting and not is_late():
+            waiting = wait(waiting, timeout=min(LOOK_S, limit_s)).not_done
         return [_loaded(future) for future in loading]
 
 
@@ -97,10 +110,7 @@ def _threads(images: Sequence[Row]) -> int:
     return READERS if is_far else DECODERS
 
 
-def _load(image: Row, *, each_bytes: int, rules: SourceRules, until_s: float) -> Picture | str:
-    def is_over() -> bool:
-        return time.monotonic() > until_s
-
+def _load(image: Row, *, each_bytes: int, rules: SourceRules, is_over: Callable[[], bool]) -> Picture | str:
     try:
         data = read_source(image, allow_private_hosts=rules.allow_private_hosts, is_over=is_over)
         with _decoders:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 
 ERROR_HELP: Mapping[str, str] = {
     "read_error": "The file cannot be opened, is no file, or is a link that leads out of the source.",
@@ -53,6 +54,25 @@ FLAG_HELP: Mapping[str, str] = {
     "truncated": "The answer was cut off after it.",
     "unknown_label": "The label is not in the vocabulary.",
 }
+
+
+TEXT_KINDS: frozenset[str] = frozenset({"caption", "ask"})
+"""Prompts whose answers are sentences: they are no labels."""
+MAX_LABEL = 200
+"""Letters of a label, with what tells it from another one that begins alike."""
+
+
+def cut(text: str, letters: int) -> str:
+    """At most so many letters; what is left out becomes `…`."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def short_label(label: str) -> str:
+    """The name of a label on a page: a long one is cut, and keeps a name of its own. A short name stays what it is."""
+    if len(label) <= MAX_LABEL:
+        return label
+    digest = blake2b(label.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"{cut(label, MAX_LABEL - 40)} ({len(label):,} letters, {digest})"
 
 
 def plural(count: int, noun: str) -> str:

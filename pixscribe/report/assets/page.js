@@ -62,7 +62,6 @@
   const layerOf = (object) => object.y ?? 0;
   const labelOf = (object) => (object.l === undefined ? "no label" : labels[object.l].name);
   const isSaid = (prompt) => prompt.kind === "caption" || prompt.kind === "ask";
-  const isCaption = (object) => prompts[object.p].kind === "caption";
   const isDrawn = (object) => object.b !== undefined || object.g !== undefined;
 
   function inScope(object) {
@@ -124,7 +123,7 @@
   // --- the filters' choices, each with the number of images that have it
 
   const VALUES = {
-    label: (image) => image.objects.filter((object) => object.l !== undefined && !isCaption(object)).map(labelOf),
+    label: (image) => image.objects.filter((object) => object.l !== undefined && !isSaid(prompts[object.p])).map(labelOf),
     prompt: (image) => [...image.answers, ...image.objects].map((one) => prompts[one.p].name),
     status: (image) => [...statusesOf(image)],
     flag: (image) => image.objects.flatMap((object) => object.f ?? []),
@@ -149,8 +148,8 @@
       const useful = name === "prompt" || name === "status" ? counts.length > 1 : counts.length > 0;
       select.parentElement.hidden = !useful;
       select.append(...counts.map(([value, count]) => {
-        const option = make("option", { value }, `${shorten(value, 60)} (${count.toLocaleString("en")})`);
-        return option;
+        const images = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
+        return make("option", { value }, `${shorten(value, 60)} (${images})`);
       }));
     }
     const orders = Object.entries(ORDERS).map(([value, [title]]) => make("option", { value }, title));
@@ -189,7 +188,7 @@
   function choose(name, value) {
     const select = selectOf(name);
     if (![...select.options].some((option) => option.value === value)) {
-      select.append(make("option", { value }, `${shorten(value, 60)} (0)`));
+      select.append(make("option", { value }, `${shorten(value, 60)} (0 images)`));
       select.parentElement.hidden = false;
     }
     select.value = value;
@@ -222,7 +221,7 @@
     list.append(...shown.slice(start, start + CARDS).map(card));
     const left = shown.length - list.children.length;
     byId("more").hidden = left === 0;
-    byId("more").textContent = `Show ${Math.min(left, CARDS)} more of ${left.toLocaleString("en")}`;
+    byId("more").textContent = left <= CARDS ? `Show the other ${left}` : `Show ${CARDS} more of ${left.toLocaleString("en")}`;
     return list.children[start];
   }
 
