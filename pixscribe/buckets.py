@@ -35,13 +35,14 @@ class Bucket(Storage):
         prefix, last, is_there = self._key(""), "", False
         for page in self._objects().pages(prefix):
             is_there = True
-            for key, size_bytes in page:
+            for key, size_bytes, version in page:
                 # code points sort as their UTF-8 bytes do
                 if key <= last:
                     raise OSError(f"the service lists {key!r} after {last!r}, not in the byte order of the keys")
                 last = key
                 folder, slash, name = key.rpartition("/")
-                yield ImageRef(key[len(prefix) :], self._uri_of_folder(folder + slash) + quoted(name), size_bytes)
+                uri = self._uri_of_folder(folder + slash) + quoted(name)
+                yield ImageRef(key[len(prefix) :], uri, size_bytes, version=version or None)
         if prefix and not is_there:
             raise FileNotFoundError(f"there is nothing below {self.uri}")
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from pixscribe.objects import AZURE_SCHEMES, BUCKET_SCHEMES
 from pixscribe.types import Kind
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
+CONFIG_KEYS = "name, source, prompts and output"
 EMULATOR = "emulator"
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
 _AZURE_ACCOUNT = re.compile(r"[a-z0-9$-]{1,63}@([a-z0-9]{3,24}\.[a-z0-9.-]+)")
@@ -71,8 +73,12 @@ class SourceConfig(Section):
     """Globs of what to leave out again."""
     limit: Annotated[int, Field(ge=1, le=10**12)] | None = None
     """Take only the first N images, in the order of their names or of the manifest."""
+    sample: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Take only N of these images, spread evenly over them, and the same ones each time as long as none is added."""
     only_new: bool = False
-    """Skip what this output already holds for the same question. Not available yet."""
+    """Leave out what this output already answers: images that an earlier run found under the same URI, unchanged, and
+    asked the same of the same model. Failures whose reason can pass are taken up again. An image in a list that tells
+    no version (a URL, a URI in a bucket) is opened, to see whether it changed."""
 
     @field_validator("uri")
     @classmethod
@@ -92,13 +98,6 @@ class SourceConfig(Section):
             except ValueError:
                 raise ValueError(f"{glob!r} is no gitignore-style glob") from None
         return globs
-
-    @field_validator("only_new")
-    @classmethod
-    def _only_new_is_to_come(cls, only_new: bool) -> bool:
-        if only_new:
-            raise ValueError("true is not available in this version; allowed: false")
-        return only_new
 
 
 class ImageConfig(Section):
@@ -120,6 +119,8 @@ class ModelConfig(Section):
     transport: Literal["files", "inline", "url", "auto"] = "files"
     """How an image travels: uploaded once (files), inside each request (inline), as its public URL (url; what has none
     or has to be converted is uploaded), or as its size and the number of prompts suggest (auto)."""
+    mode: Literal["interactive", "batch"] = "interactive"
+    """batch asks by jobs of the Batch API, at half the price: an answer takes minutes to a day. See `batch`."""
     service_tier: Literal["standard", "flex", "priority"] = "standard"
     """flex costs half and may take minutes."""
     thinking_level: Literal["minimal", "low", "medium", "high"] | None = "minimal"
@@ -194,6 +195,18 @@ class LimitsConfig(Section):
     without it."""
 
 
+class BatchConfig(Section):
+    """How `model.mode: batch` makes its jobs. No limit of questions per minute or day holds for them."""
+
+    queue_tokens: Annotated[int, Field(ge=10_000, le=10**12)] = 3_000_000
+    """Input tokens that the jobs of this run may have waiting together. The service has a bound for each model and
+    tier; the default is that of tier 1, about 2,300 questions. A job takes a third of it at most."""
+    gather_s: Annotated[float, Field(gt=0, le=3600)] = 20
+    """A job that is not full is sent when no question has come for so long."""
+    poll_s: Annotated[float, Field(gt=0, le=3600)] = 60
+    """The longest pause between two looks at a job."""
+
+
 class RetryConfig(Section):
     """How long to try."""
 
@@ -207,6 +220,45 @@ class RetryConfig(Section):
     """Repeats among all requests, after the first hundred; what fails beyond that is left to the next run."""
     max_outage_s: Annotated[float, Field(ge=0, le=604_800)] = 7200
     """How long a service that has stopped answering is probed before the run ends, resumable."""
+
+
+class ModelPrice(Section):
+    """What a model costs, in USD per million tokens."""
+
+    input_usd: Annotated[float, Field(ge=0, le=1_000_000)]
+    """Standard tier."""
+    output_usd: Annotated[float, Field(ge=0, le=1_000_000)]
+    """Standard tier; what the model thinks is billed as output."""
+    flex_factor: Annotated[float, Field(ge=0, le=100)] = 0.5
+    """What the tier flex costs, as a multiple of standard."""
+    batch_factor: Annotated[float, Field(ge=0, le=100)] = 0.5
+    """The same for the Batch API."""
+    priority_factor: Annotated[float, Field(ge=0, le=100)] = 2.0
+    """The same for the tier priority; Google says 1.75 to 2."""
+
+
+class PricesConfig(Section):
+    """What models cost, where the table that comes with pixscribe is not right, or does not know the model."""
+
+    as_of: date | None = None
+    """Of which day these prices are, such as 2026-11-01; it stands beside every sum."""
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ModelPrice] = {}
+    """By the model's name, as in `model.name`."""
+
+    @field_validator("as_of", mode="before")
+    @classmethod
+    def _is_a_day(cls, as_of: object) -> object:
+        try:
+            # YAML has dates, what was frozen and JSON have texts
+            return date.fromisoformat(str(as_of)) if isinstance(as_of, str | date) else as_of
+        except ValueError:
+            raise ValueError("should be a day, such as 2026-11-01") from None
+
+    @model_validator(mode="after")
+    def _have_a_date(self) -> Self:
+        if self.models and self.as_of is None:
+            raise ValueError("as_of should say of which day the prices of `models` are, such as 2026-11-01")
+        return self
 
 
 class ExecutionConfig(Section):
@@ -240,6 +292,8 @@ class OutputConfig(Section):
 
     uri: Annotated[str, Field(min_length=1)]
     """A folder, or a prefix in a bucket of s3://, gs:// or abfs://; many runs share one."""
+    report: bool = True
+    """Whether a run ends with its page, `runs/<id>/report.html`, for which some hundred images are read once more."""
 
     @field_validator("uri")
     @classmethod
@@ -257,7 +311,9 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     prompts: Annotated[tuple[PromptConfig, ...], Field(min_length=1, strict=False)]
     limits: LimitsConfig = LimitsConfig()
+    batch: BatchConfig = BatchConfig()
     retry: RetryConfig = RetryConfig()
+    prices: PricesConfig = PricesConfig()
     execution: ExecutionConfig = ExecutionConfig()
     output: OutputConfig
 
@@ -267,12 +323,24 @@ class RunConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"prompts: two are named {name!r}; each needs a name of its own")
+        if self.model.mode == "batch":
+            self._check_batch()
         if _overlaps(self.source.uri, self.output.uri):
             raise ValueError(
                 f"output.uri: {self.output.uri!r} lies in source.uri {self.source.uri!r}; "
                 "the tables need a place outside the images"
             )
         return self
+
+    def _check_batch(self) -> None:
+        needed = (
+            ("execution.engine", self.execution.engine, "local"),
+            ("model.transport", self.model.transport, "files"),
+            ("model.service_tier", self.model.service_tier, "standard"),
+        )
+        for key, value, allowed in needed:
+            if value != allowed:
+                raise ValueError(f"{key}: {value!r} does not go with model.mode: batch, which needs {allowed!r}")
 
 
 def load_config(path: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
@@ -295,8 +363,16 @@ def make_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConf
         raise ConfigError(f"{origin}: {_sentence(error)}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping: at most 4 MiB, plain types only, no key twice, no aliases."""
+def change_config(config: RunConfig, changes: Mapping[str, Any], *, origin: str) -> RunConfig:
+    """The config with `changes` (dotted key path -> value). Raises `ConfigError` as `load_config` does."""
+    values = config.model_dump(mode="json")
+    for path, value in changes.items():
+        _set_value(values, path, value)
+    return make_config(values, origin=origin)
+
+
+def read_yaml(path: Path, keys: str = CONFIG_KEYS) -> dict[str, Any]:
+    """Read one YAML mapping of `keys`: at most 4 MiB, plain types only, no key twice, no aliases."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)  # a pipe tells no size beforehand
@@ -307,10 +383,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
-    return parse_yaml(text, origin=str(path))
+    return parse_yaml(text, origin=str(path), keys=keys)
 
 
-def parse_yaml(text: str, *, origin: str = "config") -> dict[str, Any]:
+def parse_yaml(text: str, *, origin: str = "config", keys: str = CONFIG_KEYS) -> dict[str, Any]:
     """Parse the text of a configuration into plain values. Raises `ConfigError`."""
     try:
         values = yaml.load(text, _StrictLoader)
@@ -321,7 +397,7 @@ def parse_yaml(text: str, *, origin: str = "config") -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{origin}: is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: should be a mapping of keys to values, with name, source, prompts and output")
+        raise ConfigError(f"{origin}: should be a mapping of keys to values, with {keys}")
     return values
 
 
@@ -358,10 +434,18 @@ def checked_key(key: str, origin: str) -> str:
 def config_digest(config: RunConfig) -> str:
     """Eight hex digits that are equal for configs that ask the same about the same images into the same place.
 
-    Limits, retries, the place of the key and the cut into shards do not count: whoever raises the budget of a stopped
-    run wants to go on.
+    Limits, retries, prices, the place of the key, the cut into shards and the page do not count: whoever raises the
+    budget of a stopped run wants to go on.
     """
-    unasked: dict[str, Any] = {"limits": True, "retry": True, "execution": True, "model": {"api_key_block"}}
+    unasked: dict[str, Any] = {
+        "limits": True,
+        "batch": True,
+        "retry": True,
+        "prices": True,
+        "execution": True,
+        "model": {"api_key_block"},
+        "output": {"report"},
+    }
     asked = config.model_dump(mode="json", exclude=unasked)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -446,17 +530,17 @@ def _is_inside(inner: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 def _explain(detail: ErrorDetails) -> str:
     loc = detail["loc"]
-    path = _key_path(loc)
+    path = key_path(loc)
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key{_nearest(loc)}"
     if detail["type"] == "missing":
         return f"{path}: missing"
     message = re.sub(r"^(Value error, |Input )", "", detail["msg"])
     if detail["type"] == "model_type":
-        return f"{path}: {_short(detail['input'])}: should be a mapping of keys to values"
+        return f"{path}: {shortened(detail['input'])}: should be a mapping of keys to values"
     if not path or isinstance(detail["input"], dict) or _may_hold_a_secret(path, detail["input"]):
         return f"{path}: {message}".lstrip(": ")
-    return f"{path}: {_short(detail['input'])}: {message}"
+    return f"{path}: {shortened(detail['input'])}: {message}"
 
 
 def _may_hold_a_secret(path: str, value: Any) -> bool:
@@ -464,11 +548,13 @@ def _may_hold_a_secret(path: str, value: Any) -> bool:
     return path == "model.base_url" or (path.endswith(".uri") and ":" in str(value).removeprefix("file:"))
 
 
-def _key_path(loc: Sequence[int | str]) -> str:
+def key_path(loc: Sequence[int | str]) -> str:
+    """The way to a value as messages spell it: `prompts[0].name`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as messages repeat it: on one line of at most 80 characters."""
     if isinstance(value, dict | list | tuple):
         return f"a {'mapping' if isinstance(value, dict) else 'list'}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -485,7 +571,7 @@ def _nearest(loc: Sequence[int | str]) -> str:
     section = _section_at(parents)
     allowed = list(section.model_fields) if section else []
     for candidate in difflib.get_close_matches(str(wrong), allowed, n=1, cutoff=0.6):
-        return f"; did you mean {_key_path([*parents, candidate])}?"
+        return f"; did you mean {key_path([*parents, candidate])}?"
     for path in _all_key_paths(RunConfig, ""):
         if path.rsplit(".", 1)[-1] == str(wrong):
             return f"; did you mean {path}?"
@@ -506,6 +592,10 @@ def _section_at(loc: Sequence[int | str]) -> type[Section] | None:
 def _inner_section(section: type[Section], name: str) -> type[Section] | None:
     if section is RunConfig and name == "prompts":
         return PromptConfig
+    if section is PricesConfig and name == "models":
+        return ModelPrice
+    if section is ModelPrice and name not in section.model_fields:  # the name of a model
+        return ModelPrice
     field = section.model_fields.get(name)
     annotation = field.annotation if field else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 import orjson
 
-from pixscribe.objects import PAGE, PART_BYTES, Found, Objects
+from pixscribe.objects import PAGE, PART_BYTES, Found, Listed, Objects
 from pixscribe.rest import Changed, Rest, one_line, read_to_end, size_of
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ class GoogleBucket(Objects):
         self._uploads = f"{origin.rstrip('/')}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
         self._rest = Rest(None if emulator else _Tokens().sign)
 
-    def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
-        for page in self._listed(prefix=prefix, fields="items(name,size),nextPageToken"):
+    def pages(self, prefix: str) -> Iterator[list[Listed]]:
+        for page in self._listed(prefix=prefix, fields="items(name,size,generation),nextPageToken"):
             if items := page.get("items"):
-                yield [(item["name"], int(item["size"])) for item in items if not item["name"].endswith("/")]
+                found = ((item["name"], int(item["size"]), str(item.get("generation", ""))) for item in items)
+                yield [each for each in found if not each[0].endswith("/")]
 
     def names(self, folder: str) -> set[str]:
         prefix, found = f"{folder}/" if folder else "", set[str]()

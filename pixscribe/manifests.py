@@ -16,7 +16,6 @@ import posixpath
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain, islice
@@ -32,7 +31,7 @@ from pixscribe.config import SourceConfig
 from pixscribe.errors import ConfigError
 from pixscribe.objects import AZURE_SCHEMES, BUCKET_SCHEMES
 from pixscribe.places import SourceFile, file_uri, name_of_uri, plain_name, scheme_of, split_part
-from pixscribe.storage import local_path, open_uri, reason
+from pixscribe.storage import local_path, open_uri, reason, version_in
 from pixscribe.types import ImageRef
 
 logger = logging.getLogger(__name__)
@@ -343,7 +342,7 @@ def _of_path(path: bytes, file: SourceFile) -> ImageRef:
         # not normalised: what `..` means, only the links on the way know
         path = os.path.join(folder.removeprefix(b"file://") + b"/", path)  # noqa: PTH118 (pathlib knows no bytes)
         path = path if b".." in path else os.path.normpath(path)
-        return ImageRef(name, file_uri(path), _size_bytes(path))
+        return _of_file(name, file_uri(path), path)
     place, _, key = folder.partition(b"://")[2].partition(b"/")
     key = posixpath.normpath(posixpath.join(key, path))
     if key.startswith(b".."):
@@ -368,7 +367,7 @@ def _of_uri(value: bytes, scheme: str) -> ImageRef:
     if not name:
         raise ValueError("names no file")
     is_plain_file = scheme == "file" and not part
-    return ImageRef(name, uri, _size_bytes(local_path(uri)) if is_plain_file else None)
+    return _of_file(name, uri, local_path(uri)) if is_plain_file else ImageRef(name, uri)
 
 
 def _check_url(url: str) -> None:
@@ -385,8 +384,10 @@ def _check_url(url: str) -> None:
         raise ValueError("is a URL with a user or password, which would stand in the tables")
 
 
-def _size_bytes(path: bytes) -> int | None:
+def _of_file(name: str, uri: str, path: bytes) -> ImageRef:
     """What cannot be looked at is found out when it is read."""
-    with suppress(OSError, ValueError):
-        return os.stat(path).st_size  # noqa: PTH116 (pathlib knows no bytes)
-    return None
+    try:
+        status = os.stat(path)  # noqa: PTH116 (pathlib knows no bytes)
+    except (OSError, ValueError):
+        return ImageRef(name, uri)
+    return ImageRef(name, uri, status.st_size, version=version_in(status))

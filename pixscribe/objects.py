@@ -32,6 +32,10 @@ PART_BYTES = 16 * 1024 * 1024
 """What is larger is sent in parts of this size, where the cloud wants parts."""
 
 
+Listed = tuple[str, int, str]
+"""Key, size in bytes, and version (ETag or generation) of an object, as a listing tells them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """An object as it was when it was asked for. `read` gets the rest of it, in the same request; `drop` does not."""
@@ -49,8 +53,8 @@ class Objects(ABC):
     """Whether it has been seen that the service refuses a `put_over` whose condition is not met."""
 
     @abstractmethod
-    def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
-        """Keys that begin with `prefix`, and sizes in bytes, in the order of the service; no folder markers.
+    def pages(self, prefix: str) -> Iterator[list[Listed]]:
+        """What lies under keys that begin with `prefix`, in the order of the service; no folder markers.
 
         No page at all means that there is nothing, not even a marker.
         """
@@ -169,9 +173,9 @@ def _objects(scheme: str, authority: str, _environment: tuple[str, ...]) -> Obje
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page: keys and sizes in bytes, prefixes that end with a slash, and how to ask for the next page."""
+    """One page: objects, prefixes that end with a slash, and how to ask for the next page."""
 
-    objects: list[tuple[str, int]]
+    objects: list[Listed]
     folders: list[str]
     next: str
 
@@ -183,7 +187,10 @@ class Listing:
         if not after and root.findtext("IsTruncated") == "true":
             raise OSError("the service lists only a part, and does not say how to ask for the rest (ListObjectsV2)")
         return cls(
-            [(plain(each.findtext("Key", "")), int(each.findtext("Size", "0"))) for each in root.iterfind("Contents")],
+            [
+                (plain(each.findtext("Key", "")), int(each.findtext("Size", "0")), each.findtext("ETag", ""))
+                for each in root.iterfind("Contents")
+            ],
             [plain(each.findtext("Prefix", "")) for each in root.iterfind("CommonPrefixes")],
             after,
         )
@@ -193,7 +200,11 @@ class Listing:
         """From the answer of Azure, without what it takes for folders."""
         return cls(
             [
-                (_azure_name(blob), int(blob.findtext("Properties/Content-Length", "0")))
+                (
+                    _azure_name(blob),
+                    int(blob.findtext("Properties/Content-Length", "0")),
+                    blob.findtext("Properties/Etag", ""),
+                )
                 for blob in root.iterfind("Blobs/Blob")
                 if blob.findtext("Properties/ResourceType") != "directory"
             ],
@@ -227,15 +238,15 @@ class _Obstore(Objects):
     def _listed(self, **query: str) -> Iterator[Listing]:
         """The pages of one listing, asked for with `prefix`, and with `delimiter` for one folder only."""
 
-    def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
+    def pages(self, prefix: str) -> Iterator[list[Listed]]:
         for page in self._listed(prefix=prefix):
             if page.objects:
-                yield [(key, size) for key, size in page.objects if not key.endswith("/")]
+                yield [each for each in page.objects if not each[0].endswith("/")]
 
     def names(self, folder: str) -> set[str]:
         prefix, found = f"{folder}/" if folder else "", set[str]()
         for page in self._listed(prefix=prefix, delimiter="/"):
-            keys = [*(key for key, _ in page.objects), *page.folders]
+            keys = [*(key for key, _, _ in page.objects), *page.folders]
             found |= {key[len(prefix) :].rstrip("/") for key in keys if key.startswith(prefix) and key != prefix}
         return found
 
@@ -400,20 +411,20 @@ class AzureContainer(_Obstore):
         with _as_os_errors():
             if is_flat:
                 found = self.store.list_with_delimiter(prefix or None)
-                objects = [(meta["path"], meta["size"]) for meta in found["objects"]]
+                objects = [(meta["path"], meta["size"], meta["e_tag"] or "") for meta in found["objects"]]
                 yield Listing(objects, [f"{folder}/" for folder in found["common_prefixes"]], "")
                 return
             last = ""
             for metas in self.store.list(prefix or None, chunk_size=PAGE):
-                marked = list(self._marked([(meta["path"], meta["size"]) for meta in metas], last))
+                marked = list(self._marked([(meta["path"], meta["size"], meta["e_tag"] or "") for meta in metas], last))
                 yield Listing(marked, [], "")
                 last = marked[-1][0]
 
-    def _marked(self, entries: list[tuple[str, int]], last: str) -> Iterator[tuple[str, int]]:
+    def _marked(self, entries: list[Listed], last: str) -> Iterator[Listed]:
         """With the slash at the end of folder markers, which obstore cuts off: empty, out of order or not there."""
-        for key, size in entries:
+        for key, size, version in entries:
             is_marker = size == 0 and (key <= last or not self.exists(key))
-            yield f"{key}/" if is_marker else key, size
+            yield f"{key}/" if is_marker else key, size, version
             last = last if is_marker else key
 
 

@@ -265,7 +265,8 @@ def _list_rows(
         chosen = plain_name(name or b"")
         if not (name_column and chosen):
             chosen = f"{file.stem}/{chosen or f'{row:08d}'}"
-        yield ImageRef(chosen, with_part(file.uri, column=column, row=row, version=version))
+        uri = with_part(file.uri, column=column, row=row, version=version)
+        yield ImageRef(chosen, uri, version=version or None)
 
 
 def _names_of_rows(parquet: Any, column: str, name_column: str | None) -> Iterator[bytes | None]:

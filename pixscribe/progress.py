@@ -13,15 +13,25 @@ class Tally:
     """Live counters of one process, written by the engine's thread only, read by any."""
 
     images_total: int = 0
+    stage: str = "labelling"
+    """What is being done, for people."""
+    images_skipped: int = 0
+    """Known ones, which are none of the total."""
     images_before: int = 0
     """Of shards that an earlier process committed."""
     images_done: int = 0
     images_failed: int = 0
+    """Those that are not ok, partial ones among them."""
     uploads: int = 0
     requests: int = 0
     retries: int = 0
     objects: int = 0
     cost_usd: float = 0.0
+    batch_waiting: int = 0
+    """Questions that no job has been sent with yet."""
+    batch_jobs: int = 0
+    batch_requests: int = 0
+    """Of jobs that are not over."""
     shards_total: int = 0
     shards_done: int = 0
     last_shards: deque[str] = field(default_factory=lambda: deque(maxlen=100))
@@ -35,7 +45,7 @@ class Tally:
     def describe(self) -> str:
         """One line for people."""
         done, failed = self.images_before + self.images_done, self.images_failed
-        return f"{done} of {self.images_total} images, {failed} failed, {self.cost_usd:.4f} USD"
+        return f"{done} of {self.images_total} images, {failed} not ok, {self.cost_usd:.4f} USD"
 
     def count_shard(self, totals: "Totals") -> None:
         """One shard more is written."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice, pairwise
+from typing import TYPE_CHECKING
 
 import pathspec
 import pyarrow as pa
@@ -15,16 +16,29 @@ from pixscribe.errors import ConfigError, OutputError, ReadError
 from pixscribe.manifests import list_text
 from pixscribe.parquet_images import list_parquet
 from pixscribe.places import SourceFile, find_files, names_files
-from pixscribe.storage import Storage, open_storage, reason
+from pixscribe.spread import Spread
+from pixscribe.storage import Storage, open_storage, open_uri, reason
 from pixscribe.tarfiles import list_tar
 from pixscribe.types import ImageRef
 
+if TYPE_CHECKING:
+    from pixscribe.known import KnownImages
+
 MANIFEST_SCHEMA = pa.schema(
-    [("file_name", pa.string()), ("uri", pa.string()), ("size_bytes", pa.int64()), ("error", pa.string())]
+    [
+        ("file_name", pa.string()),
+        ("uri", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("error", pa.string()),
+        ("version", pa.string()),
+    ]
 )
 ROWS_PER_GROUP = 8192
+SKIPPED_KEY = "pixscribe.skipped"
 
 Globs = pathspec.PathSpec[pathspec.Pattern]
+Sift = Callable[[Iterator[ImageRef]], Iterator[ImageRef]]
+"""Leaves out some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +55,8 @@ class Shard:
         return f"{self.index:05d}"
 
 
-def scan(source: SourceConfig) -> Iterator[ImageRef]:
-    """Every image of the source, `limit` at most.
+def scan(source: SourceConfig, sift: Sift = iter) -> Iterator[ImageRef]:
+    """Every image of the source that `sift` lets through, `limit` at most, or `sample` of those.
 
     Those of a folder come in the byte order of their names; those of a manifest, a Parquet file or a tar in its own
     order, so that `limit` means its first lines. The rows of a shard are sorted in any case, and nothing else depends
@@ -59,41 +73,59 @@ def scan(source: SourceConfig) -> Iterator[ImageRef]:
         found = (ref for ref, is_listed in _look_into(source) if _taken(ref, is_listed, source, include, exclude))
     else:
         found = (ref for ref in _walk(source) if _wanted(ref, include, exclude))
-    yield from islice(found, source.limit)
+    first = islice(sift(found), source.limit)
+    yield from first if source.sample is None else _sampled(first, source.sample)
 
 
 @lru_cache(maxsize=16)  # who asks again gets no other look: if all has gone since, the scan will tell
 def require_images(source: SourceConfig) -> None:
     """Raise `ConfigError`, with what to do, if the source holds nothing to label. Looks for its first image only."""
-    if next(scan(source), None) is None:
+    if next(scan(source.model_copy(update={"sample": None})), None) is None:
         raise _no_images(source)
 
 
 def write_manifest(
-    storage: Storage, key: str, source: SourceConfig, shard_size: int, check: Callable[[], None] = lambda: None
+    storage: Storage,
+    key: str,
+    source: SourceConfig,
+    shard_size: int,
+    check: Callable[[], None] = lambda: None,
+    known: "KnownImages | None" = None,
 ) -> int:
     """Scan the source into a Parquet file; returns the number of images. Row groups hold whole shards.
 
-    `check` raises if the run is not ours any more. Raises `ConfigError` if there is no image.
+    `check` raises if the run is not ours any more. What is `known` is left out, and counted. Raises `ConfigError` if
+    there is no image.
     """
     group_size = shard_size * max(1, ROWS_PER_GROUP // shard_size)
     count = 0
-    refs = scan(source)
+    refs = scan(source, known.new) if known else scan(source)
     with storage.create(key) as file, pq.ParquetWriter(file, MANIFEST_SCHEMA) as writer:
         while batch := list(islice(refs, group_size)):
             writer.write_table(_manifest_table(batch), row_group_size=group_size)
             count += len(batch)
-        if count == 0:
+        skipped = known.skipped if known else 0
+        if count + skipped == 0:
             raise _no_images(source)
+        writer.add_key_value_metadata({SKIPPED_KEY: str(skipped)})
         check()
     return count
 
 
+def count_skipped(storage: Storage, key: str) -> int:
+    """How many known images were left out of the manifest. Raises `OutputError` if it is not readable."""
+    return int((_manifest_footer(storage, key).metadata or {}).get(SKIPPED_KEY.encode(), 0))
+
+
 def count_manifest(storage: Storage, key: str) -> int:
     """How many images the manifest lists. Raises `OutputError` if it is not readable."""
+    return int(_manifest_footer(storage, key).num_rows)
+
+
+def _manifest_footer(storage: Storage, key: str) -> pq.FileMetaData:
     try:
         with storage.open(key) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
+            return pq.ParquetFile(file).metadata
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"{storage.uri_of(key)}: the manifest cannot be read: {error}") from error
 
@@ -127,7 +159,8 @@ class Shards:
     def _all(self) -> Iterator[Shard]:
         starts = chain(self._first_starts(), range(self.size, self.image_count, self.size), [self.image_count])
         for index, (start, stop) in enumerate(pairwise(starts)):
-            yield Shard(index, start, stop)
+            if start < stop:  # all images may be known
+                yield Shard(index, start, stop)
 
     def _first_starts(self) -> Iterator[int]:
         """Of what would be the first shard."""
@@ -143,6 +176,13 @@ def read_shard(output_uri: str, key: str, shard: Shard) -> list[ImageRef]:
     size = _group_size(output_uri, key)
     rows = _read_group(output_uri, key, shard.start // size).slice(shard.start % size, shard.stop - shard.start)
     return [ImageRef(**row) for row in rows.to_pylist()]
+
+
+def _sampled(refs: Iterator[ImageRef], size: int) -> list[ImageRef]:
+    spread = Spread[ImageRef](size)
+    for ref in refs:
+        spread.add(ref)
+    return spread.take()
 
 
 def _no_images(source: SourceConfig) -> ConfigError:
@@ -187,10 +227,26 @@ def _look_into(source: SourceConfig) -> Iterator[tuple[ImageRef, bool]]:
 
 def _look_into_file(file: SourceFile, source: SourceConfig) -> Iterator[tuple[ImageRef, bool]]:
     kind = file.name.lower().rpartition(".")[2]
+    if kind == "parquet" and _is_manifest(file):
+        return ((ref, True) for ref in _list_manifest(file))
     if kind == "tar":
         return ((ref, False) for ref in list_tar(file))
     refs = list_parquet(file, source) if kind == "parquet" else list_text(file, source)
     return ((ref, True) for ref in refs)
+
+
+def _is_manifest(file: SourceFile) -> bool:
+    with open_uri(file.uri) as raw:
+        names = pq.read_schema(raw).names
+    # those of the first versions have no version of each image
+    return names in (MANIFEST_SCHEMA.names, MANIFEST_SCHEMA.names[:-1])
+
+
+def _list_manifest(file: SourceFile) -> Iterator[ImageRef]:
+    """What an earlier run found, as it found it."""
+    with open_uri(file.uri) as raw:
+        for batch in pq.ParquetFile(raw).iter_batches(ROWS_PER_GROUP):
+            yield from (ImageRef(**row) for row in batch.to_pylist())
 
 
 def _unreadable(file: SourceFile, error: Exception) -> ConfigError:

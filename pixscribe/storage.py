@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 from uuid import uuid4
 
@@ -128,6 +128,13 @@ def is_bucket(uri: str) -> bool:
     return bool(separator) and scheme in BUCKET_SCHEMES
 
 
+def as_link(uri: str) -> str:
+    """A place that `Storage.uri_of` names, as a link in Markdown or in a browser."""
+    if not is_bucket(uri):
+        return Path(uri.removeprefix("file://")).absolute().as_uri()
+    return quote(uri, safe="/:@%")
+
+
 @contextmanager
 def open_uri(uri: str) -> Iterator[BinaryIO]:
     """What an exact URI leads to, to read at random. Raises FileNotFoundError, OSError."""
@@ -148,7 +155,7 @@ def version_of(uri: str) -> str:
     """
     if not is_bucket(uri):
         with open(_opened(local_path(uri)), "rb", buffering=0) as file:
-            return _version(file)
+            return version_in(os.fstat(file.fileno()))
     from pixscribe.buckets import version_of_object
 
     return version_of_object(uri)
@@ -187,7 +194,7 @@ def read_file_range(path: bytes, start: int, length: int, version: str | None = 
     with open(_opened(path), "rb") as file:
         file.seek(start)
         data = file.read(length)
-        if version and _version(file) != version:
+        if version and version_in(os.fstat(file.fileno())) != version:
             raise ReadError(REPLACED, code="changed_during_run")
     if len(data) != length:
         raise ReadError(f"ends before byte {start + length}", code="changed_during_run")
@@ -207,8 +214,8 @@ def check_range(start: int, length: int) -> None:
         raise ReadError("the part begins or ends where no file has a byte")
 
 
-def _version(file: IO[bytes]) -> str:
-    status = os.fstat(file.fileno())
+def version_in(status: os.stat_result) -> str:
+    """The version of a file, as `version_of` tells it."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
@@ -380,7 +387,7 @@ class _Names:
             return ImageRef(shown, uri, None, "is no regular file (a pipe, socket or device)")
         if marked is not name and not _is_below(os.path.realpath(path), self._root):
             return ImageRef(shown, uri, None, "is a link that leads out of the source")
-        return ImageRef(shown, uri, status.st_size)
+        return ImageRef(shown, uri, status.st_size, version=version_in(status))
 
 
 def _mark(entry: os.DirEntry[bytes]) -> bytes:

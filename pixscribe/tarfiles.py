@@ -169,4 +169,5 @@ def _padded(size: int) -> int:
 def _ref(member: _Member, file: SourceFile, version: str) -> ImageRef:
     name = plain_name(member.name)
     uri = with_part(file.uri, offset=member.offset, size=member.size, version=version, member=member.name)
-    return ImageRef(f"{file.stem}/{name}", uri, None if member.error else member.size, member.error)
+    size_bytes = None if member.error else member.size
+    return ImageRef(f"{file.stem}/{name}", uri, size_bytes, member.error, version=version or None)

@@ -51,12 +51,14 @@ class ImageRef:
 
     `file_name` is for people and for joins (relative, `/`, bytes that are not UTF-8 as `\\xff`); `uri` is exact and
     percent-encoded, and the only thing that is ever opened. `error` says why it cannot be read, when the scan knows.
+    `version` is another after each change, where the listing tells one (time of change, ETag, generation).
     """
 
     file_name: str
     uri: str
     size_bytes: int | None = None
     error: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

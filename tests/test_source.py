@@ -66,6 +66,16 @@ def test_only_images_are_taken_unless_the_globs_say_otherwise(tmp_path: Path):
     assert names(tmp_path, limit=1) == ["a.JPG"]
 
 
+def test_a_sample_is_spread_over_what_the_limit_leaves(tmp_path: Path):
+    for number in range(40):
+        write(tmp_path / f"{number:02d}.png")
+    some = names(tmp_path, limit=16, sample=4)
+    # one of each four, of the first sixteen
+    assert [int(name[:2]) // 4 for name in some] == [0, 1, 2, 3]
+    assert names(tmp_path, limit=16, sample=4) == some
+    assert len(names(tmp_path, sample=50)) == 40
+
+
 def test_what_is_no_file_becomes_a_reference_with_its_reason(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "dangling.jpg").symlink_to("nowhere")
