@@ -11,7 +11,7 @@ import orjson
 
 from pixscribe.answers import PARSER_VERSION, parse_answer
 from pixscribe.breaker import Breaker
-from pixscribe.config import ModelConfig
+from pixscribe.config import EMULATOR, ModelConfig
 from pixscribe.errors import (
     AnswerError,
     ApiError,
@@ -24,7 +24,7 @@ from pixscribe.errors import (
 )
 from pixscribe.gemini import GeminiClient, ImagePart, Interaction, interaction_body
 from pixscribe.limits import Limiter
-from pixscribe.prices import PRICES, estimate_input_tokens
+from pixscribe.prices import Price, estimate_input_tokens
 from pixscribe.progress import Tally
 from pixscribe.prompts import Question
 from pixscribe.retry import RetryPolicy
@@ -76,7 +76,7 @@ def unasked(error: ImageError) -> Answer:
 
 
 @dataclass(slots=True)
-class _Trial:
+class Trial:
     """What the attempts at one question have come to so far."""
 
     usage: Usage = field(default_factory=Usage)
@@ -118,6 +118,9 @@ class _Trial:
 class Asker:
     """Asks questions of one model, under one limiter, one policy and one breaker."""
 
+    books_answers = False
+    """Whoever asks has to see to it that the answer is kept."""
+
     def __init__(
         self,
         client: GeminiClient,
@@ -125,6 +128,7 @@ class Asker:
         policy: RetryPolicy,
         breaker: Breaker,
         model: ModelConfig,
+        price: Price | None,
         tally: Tally,
     ) -> None:
         self._client = client
@@ -133,31 +137,34 @@ class Asker:
         self._breaker = breaker
         self._model = model
         self._tally = tally
-        self._price = PRICES.get(model.name)
+        self._price = price
         self.on_wire: set[asyncio.Task[object] | None] = set()
         """Tasks that have sent something: it will be billed, so its answer is worth waiting for."""
         self.stopped_by: BaseException | None = None
         """Set when a run ends early: raised instead of sending anything more, also by those tasks."""
 
     def request_key(self, question: Question, sent_sha256: str) -> str:
-        """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
-
-        How the bytes travel, and the price tier, change nothing about the answer and do not count.
-        """
-        model = self._model
-        asked = [model.name, question.text, question.schema, self._generation_config(0), model.resolution, sent_sha256]
-        return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        """What makes two questions the same question."""
+        return request_key(self._model, question, sent_sha256)
 
     async def ask(
-        self, question: Question, image: ImagePart, request_key: str, renew: Renew, book: Callable[[Answer], None]
+        self,
+        question: Question,
+        image: ImagePart,
+        request_key: str,
+        renew: Renew,
+        book: Callable[[Answer], None],
+        *,
+        shard: str = "",
     ) -> Answer:
         """Ask until there is a usable answer or the policy gives up, which makes a failed answer.
 
         When the run stops in between, what was answered to no use until then is given to `book`: it was billed. After a
-        403, `renew` is asked once for another copy of the image: the file may have expired. Raises
+        403, `renew` is asked once for another copy of the image: the file may have expired. `shard` is of no matter
+        here. Raises
         `AuthenticationError` if there is none or that is refused too, and whatever else stops a run.
         """
-        trial = _Trial()
+        trial = Trial()
         try:
             await self._ask_with_renewal(question, image, trial, renew)
         except PermissionRefused as error:
@@ -172,7 +179,10 @@ class Asker:
             self.on_wire.discard(asyncio.current_task())
         return trial.answer(request_key, None)
 
-    async def _ask_with_renewal(self, question: Question, image: ImagePart, trial: _Trial, renew: Renew) -> None:
+    async def close(self) -> None:
+        """Nothing goes on in the background."""
+
+    async def _ask_with_renewal(self, question: Question, image: ImagePart, trial: Trial, renew: Renew) -> None:
         try:
             await self._ask_until_answered(question, image, trial)
         except PermissionRefused as refusal:
@@ -181,10 +191,10 @@ class Asker:
                 raise refusal
             await self._ask_until_answered(question, renewed, trial)
 
-    async def _ask_until_answered(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+    async def _ask_until_answered(self, question: Question, image: ImagePart, trial: Trial) -> None:
         await self._policy.call(lambda _: self._breaker.call(lambda: self._attempt_some_day(question, image, trial)))
 
-    async def _attempt_some_day(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+    async def _attempt_some_day(self, question: Question, image: ImagePart, trial: Trial) -> None:
         while True:
             try:
                 return await self._attempt(question, image, trial)
@@ -192,7 +202,7 @@ class Asker:
                 # outside of the limits, so that whoever has waited for midnight is counted and paced like all others
                 await self._limiter.wait_for_midnight(error)
 
-    async def _attempt(self, question: Question, image: ImagePart, trial: _Trial) -> None:
+    async def _attempt(self, question: Question, image: ImagePart, trial: Trial) -> None:
         # the same seed tends to repeat the same unusable answer
         body = self._body(question, image, seed_shift=trial.answers)
         estimate = estimate_input_tokens(question.text, question.schema, self._model.resolution)
@@ -204,11 +214,11 @@ class Asker:
             taken.input_tokens, taken.cost_usd = interaction.usage.input_tokens, cost_usd or 0.0
         self._tally.cost_usd += cost_usd or 0.0
         trial.add(interaction, cost_usd)
-        trial.parsed = _understand(interaction, question)
+        trial.parsed = understand(interaction, question)
         if trial.parsed.truncated:
             raise AnswerError("the answer was cut off; its complete part is kept", code="truncated")
 
-    async def _send(self, body: bytes, trial: _Trial) -> Interaction:
+    async def _send(self, body: bytes, trial: Trial) -> Interaction:
         self._breaker.check()
         if self.stopped_by is not None:
             raise self.stopped_by
@@ -242,18 +252,30 @@ class Asker:
             text=question.text,
             images=[image],
             schema=question.schema,
-            generation_config=self._generation_config(seed_shift),
+            generation_config=generation_config(self._model, seed_shift),
             service_tier=self._model.service_tier,
         )
 
-    def _generation_config(self, seed_shift: int) -> dict[str, object]:
-        model = self._model
-        return {
-            "thinking_level": model.thinking_level,
-            "max_output_tokens": model.max_output_tokens,
-            "seed": None if model.seed is None else model.seed + seed_shift,
-            "temperature": model.temperature,
-        }
+
+def request_key(model: ModelConfig, question: Question, sent_sha256: str) -> str:
+    """What makes two questions the same question: model, words, schema, settings and the bytes that are shown.
+
+    How the bytes travel, and the price tier, change nothing about the answer and do not count. What the built-in
+    emulator made up is never taken for an answer of the model.
+    """
+    asked = [model.name, question.text, question.schema, generation_config(model, 0), model.resolution, sent_sha256]
+    if model.base_url == EMULATOR:
+        asked.append(EMULATOR)
+    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def generation_config(model: ModelConfig, seed_shift: int) -> dict[str, object]:
+    return {
+        "thinking_level": model.thinking_level,
+        "max_output_tokens": model.max_output_tokens,
+        "seed": None if model.seed is None else model.seed + seed_shift,
+        "temperature": model.temperature,
+    }
 
 
 def read_again(answer: Answer, question: Question) -> Answer:
@@ -262,7 +284,8 @@ def read_again(answer: Answer, question: Question) -> Answer:
         parsed = parse_answer(answer.text or "", question.kind, question.labels)
     except AnswerError:
         return answer
-    return replace(answer, parsed=replace(parsed, truncated=True) if answer.error_code == "truncated" else parsed)
+    # whatever it failed for in the end, objects are kept of words that were cut off only
+    return replace(answer, parsed=replace(parsed, truncated=True) if answer.status == "failed" else parsed)
 
 
 def is_repaired(parsed: ParsedAnswer) -> bool:
@@ -278,7 +301,7 @@ def describe_repairs(parsed: ParsedAnswer | None) -> str | None:
     return "; ".join([*parsed.repairs, *dropped])
 
 
-def _understand(interaction: Interaction, question: Question) -> ParsedAnswer:
+def understand(interaction: Interaction, question: Question) -> ParsedAnswer:
     """Parse the text; an answer that the service calls incomplete is cut, however whole it looks."""
     try:
         parsed = parse_answer(interaction.text, question.kind, question.labels)

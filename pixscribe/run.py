@@ -3,6 +3,7 @@
 <output>/runs/<id>/config.yaml        written first; complete, so that the run can be repeated from it
 <output>/runs/<id>/manifest.parquet   what the scan found; the run is about exactly these images
 <output>/runs/<id>/journal/           answers of shards that are not committed yet
+<output>/runs/<id>/batches/           jobs of the Batch API, in batch mode
 <output>/runs/<id>/claims/            which worker is at which shard; only there while it is
 <output>/runs/.<config digest>.lock   which process is at work on this config; only there while one is
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
@@ -12,12 +13,12 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import orjson
@@ -25,6 +26,10 @@ import orjson
 from pixscribe import __version__
 from pixscribe.archive import Archive, asked_since
 from pixscribe.asking import Asker
+from pixscribe.batch_api import BatchClient
+from pixscribe.batch_asking import BatchAsker
+from pixscribe.batch_jobs import BatchJobs
+from pixscribe.batch_store import BatchStore
 from pixscribe.breaker import Breaker
 from pixscribe.config import (
     EMULATOR,
@@ -51,14 +56,17 @@ from pixscribe.journal import Journal
 from pixscribe.labelling import Labeller
 from pixscribe.limits import PACIFIC, Limiter, SharedBudget, SharedQuota
 from pixscribe.lock import LeadersLock, RunLock
-from pixscribe.prices import PRICES
+from pixscribe.prices import find_price
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question, make_question
 from pixscribe.retry import RetryPolicy
-from pixscribe.source import Shards, count_manifest, require_images, write_manifest
+from pixscribe.source import Shards, count_manifest, count_skipped, require_images, write_manifest
 from pixscribe.storage import Storage, open_storage
 from pixscribe.tables import add_up, check_parts, written_shards
 from pixscribe.uploads import Uploader
+
+if TYPE_CHECKING:
+    from pixscribe.known import KnownImages
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +76,11 @@ CHOSEN_RUN_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}")
 TABLES = ("images", "responses", "annotations")
 ANEW = "anew"
 """The name of a file that is there as long as a run is to ask everything anew."""
+REPLAY = "replay"
+"""The name of a file that is there as long as a run is an unfinished replay, and names the run that it replays."""
 WATCH_EVERY_S = 0.5
+PAGE_LIMIT_S = 20.0
+"""How long the pictures of the page may take: a run that has all its tables should end."""
 CHECK_LIMIT_S = 10.0
 """How long the look at the model may take before the run begins without it."""
 
@@ -118,6 +130,10 @@ class RunSummary:
     images_per_s: float
     config_digest: str
     version: str
+    images_skipped: int = 0
+    """Images that were left out because the output answers them already (`source.only_new`)."""
+    report: str | None = None
+    """Where the page is, if there is one."""
 
     @property
     def is_all_ok(self) -> bool:
@@ -125,11 +141,27 @@ class RunSummary:
         return self.totals.images_ok == self.totals.images
 
     def to_markdown(self) -> str:
-        """A short account, for Prefect's page of the run."""
-        errors = "".join(f"| {code} | {count} |\n" for code, count in self.totals.errors.items())
-        table = f"\n\n| error | responses |\n|---|---|\n{errors}" if errors else ""
-        places = "\n".join(f"- {table}: `{uri}` (`run={self.run}`)" for table, uri in self.tables.items())
-        return f"**{self.run}**: {self.totals.describe()}, {self.elapsed_s:.0f} s\n\n{places}{table}"
+        """A summary table, for Prefect's page of the run."""
+        totals = self.totals
+        rows = {
+            "images": f"{totals.images_ok} ok, {totals.images_partial} partial, {totals.images_failed} failed",
+            **({"known": f"{self.images_skipped} images, left out"} if self.images_skipped else {}),
+            "objects": f"{totals.objects} in {totals.responses} responses",
+            "requests": f"{totals.requests} questions, {totals.uploads} uploads, {totals.reused} answers reused",
+            "tokens": f"{totals.input_tokens} in, {totals.output_tokens + totals.thought_tokens} out",
+            "cost": f"{totals.cost_usd:.4f} USD, {self.model}",
+            "time": f"{self.elapsed_s:.0f} s, {self.images_per_s:.1f} images/s",
+            **{f"`{code}`": f"{count} responses" for code, count in totals.errors.items()},
+            **{f"table `{table}`": _as_code(f"{uri}/run={self.run}") for table, uri in self.tables.items()},
+            **({"page": _as_code(self.report)} if self.report else {}),
+        }
+        lines = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+        return f"**{self.run}**\n\n| | |\n|---|---|\n{lines}"
+
+
+def _as_code(place: str) -> str:
+    """As one word of a table in Markdown, whatever signs it has."""
+    return f"`{place.replace('`', '%60').replace('|', '%7C')}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +219,31 @@ def labeller_of(run: Run) -> Labeller:
 
 def check_before(config: RunConfig, run_id: str | None = None) -> None:
     """Refuse, before anything is started or paid for, what could not work. Raises `ConfigError` or `OutputError`."""
+    check_run_id(run_id)
+    if config.model.api_key_block is None:
+        api_key(config)
+    check_asking(config)
+    _require_engine(config.execution.engine)
+    require_images(config.source)
+    open_storage(config.output.uri).probe()
+
+
+def check_asking(config: RunConfig) -> None:
+    """Refuse what could not work on any machine. Raises `ConfigError`."""
+    if config.limits.budget_usd is not None and find_price(config.model.name, config.prices) is None:
+        raise ConfigError(
+            f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept; "
+            "say it in prices.models"
+        )
+    make_questions(config)
+
+
+def check_run_id(run_id: str | None) -> None:
+    """Raise `ConfigError` for what no run may be called; None stands for a name that is made."""
     if run_id is not None and not CHOSEN_RUN_ID.fullmatch(run_id):
         raise ConfigError(
             f"--run-id: {run_id!r} should begin with a letter and hold letters, digits, `.`, `_` and `-`, 128 at most"
         )
-    if config.model.api_key_block is None:
-        api_key(config)
-    if config.limits.budget_usd is not None and config.model.name not in PRICES:
-        raise ConfigError(f"limits.budget_usd: the price of {config.model.name!r} is not known, so it cannot be kept")
-    _require_engine(config.execution.engine)
-    make_questions(config)
-    require_images(config.source)
-    open_storage(config.output.uri).probe()
 
 
 def _require_engine(engine: str) -> None:
@@ -249,7 +294,9 @@ def scan_source(run: Run) -> Shards:
     storage, shard_size, tally = session.storage, session.config.execution.shard_size, session.tally
     key = run.key("manifest.parquet")
     if not storage.exists(key):
-        write_manifest(storage, key, session.config.source, shard_size, session.labeller.lock.check)
+        known = _find_known(session) if session.config.source.only_new else None
+        write_manifest(storage, key, session.config.source, shard_size, session.labeller.lock.check, known)
+    tally.images_skipped = count_skipped(storage, key)
     tally.images_total = count_manifest(storage, key)
     shards = Shards(tally.images_total, shard_size, frozenset(written_shards(storage, run.id)))
     tally.images_before = tally.images_total - shards.count_images()
@@ -257,36 +304,81 @@ def scan_source(run: Run) -> Shards:
     return shards
 
 
+def _find_known(session: Session) -> "KnownImages":
+    from pixscribe.known import find_known
+
+    return find_known(session.storage, session.config, session.run.id)
+
+
 def publish(run: Run) -> RunSummary:
-    """Add up the shards and write `run.json`, which makes the run complete."""
+    """Add up the shards, write the page, and then `run.json`, which makes the run complete."""
     session = session_of(run)
     elapsed_s = time.monotonic() - session.started_s
-    totals = add_up(session.storage, run.id)
-    now = datetime.now(UTC)
-    summary = RunSummary(
-        run=run.id,
-        name=session.config.name,
-        status="complete",
-        output=session.storage.uri,
-        tables={table: session.storage.uri_of(table) for table in TABLES},
-        model=session.config.model.name,
-        totals=totals,
-        started_at=datetime.fromtimestamp(now.timestamp() - elapsed_s, UTC).isoformat(timespec="seconds"),
-        finished_at=now.isoformat(timespec="seconds"),
-        elapsed_s=round(elapsed_s, 3),
-        images_per_s=round(session.tally.images_done / max(elapsed_s, 1e-9), 3),
-        config_digest=config_digest(session.config),
-        version=__version__,
-    )
+    summary = summarize(session.storage, run.id, session.config, elapsed_s, session.tally.images_done)
+    summary = replace(summary, images_skipped=session.tally.images_skipped)
     session.labeller.lock.check()
     if run.lead is not None:
         _sweep(session.storage, run)
     _forget_claims(session.storage, run)
     session.storage.tidy(run.key("journal"))
-    session.storage.write(run.key("run.json"), orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
+    if session.config.output.report:
+        session.tally.stage = "drawing the page"
+        summary = with_page(session.storage, summary, session.labeller.lock.check, session.labeller.is_over)
+        session.labeller.lock.check()
+    write_summary(session.storage, summary)
     session.storage.delete(run.key(ANEW))
     session.summary = summary
     return summary
+
+
+def summarize(storage: Storage, run_id: str, config: RunConfig, elapsed_s: float, images_done: int) -> RunSummary:
+    """What the committed shards of a run come to, which took so long for so many images, until now."""
+    now = datetime.now(UTC)
+    return RunSummary(
+        run=run_id,
+        name=config.name,
+        status="complete",
+        output=storage.uri,
+        tables={table: storage.uri_of(table) for table in TABLES},
+        model=config.model.name,
+        totals=add_up(storage, run_id),
+        started_at=datetime.fromtimestamp(now.timestamp() - elapsed_s, UTC).isoformat(timespec="seconds"),
+        finished_at=now.isoformat(timespec="seconds"),
+        elapsed_s=round(elapsed_s, 3),
+        images_per_s=round(images_done / max(elapsed_s, 1e-9), 3),
+        config_digest=config_digest(config),
+        version=__version__,
+    )
+
+
+def write_summary(storage: Storage, summary: RunSummary) -> None:
+    """Make a run complete."""
+    storage.write(f"runs/{summary.run}/run.json", orjson.dumps(asdict(summary), option=orjson.OPT_INDENT_2))
+
+
+def with_page(
+    storage: Storage, summary: RunSummary, check: Callable[[], None], is_over: Callable[[], bool] = lambda: False
+) -> RunSummary:
+    """Write the page of a run whose parts are all there, and say where it is, unless it could not be written.
+
+    `check` raises if the run is not ours any more. The page is given up soon after `is_over`, and pictures that are
+    slow to come are left out of it.
+    """
+    from pixscribe.report import make_report  # brings what draws, which other processes do without
+    from pixscribe.results import RunResults
+
+    key = f"runs/{summary.run}/report.html"
+    try:
+        results = RunResults(storage, summary.run)
+        page = make_report(results, summary=asdict(summary), limit_s=PAGE_LIMIT_S, is_over=is_over)
+        storage.commit(key, page, check)
+    except LockLost:
+        raise
+    except Exception as error:
+        # whatever it is, the tables are there, and `pixscribe report` can be tried again
+        logger.error("the page of the run could not be written: %s: %s", type(error).__name__, error)
+        return summary
+    return replace(summary, report=storage.uri_of(key))
 
 
 def _forget_claims(storage: Storage, run: Run) -> None:
@@ -382,6 +474,8 @@ async def _open_session(opening: _Opening) -> Session:
     journal = Journal(storage, run.id)
     archive = Archive(storage, run.id)
     past = await asyncio.to_thread(_look_back, opening, journal, archive)
+    store = BatchStore(storage, run.id)
+    records = await asyncio.to_thread(store.read)
     transport = open_transport(opening.base_url, concurrency=config.limits.concurrency)
     try:
         client = GeminiClient(
@@ -394,7 +488,7 @@ async def _open_session(opening: _Opening) -> Session:
         raise
     limiter = Limiter(
         config.limits,
-        spent_usd=past.spent_usd,
+        spent_usd=past.spent_usd + sum(record.lost_usd for record in records),
         asked_today=past.asked_today,
         shared=opening.surroundings.shared_quota,
         money=opening.surroundings.shared_budget,
@@ -403,16 +497,24 @@ async def _open_session(opening: _Opening) -> Session:
     answering, uploading = (
         Breaker.from_config(f"{opening.base_url}: {what}", config.retry) for what in ("the model", "the Files API")
     )
+    questions = make_questions(config)
+    uploader = Uploader(client, limiter, policy, uploading, tally, looks_first=run.is_resumed or not archive.is_empty)
+    asker: Asker | BatchAsker
+    if config.model.mode == "batch":
+        jobs = BatchJobs(BatchClient(client), uploader, limiter, policy, answering, config)
+        asker = BatchAsker(jobs, store, limiter, policy, config, tally, journal, archive, opening.lock.check)
+        asker.open(records, questions)
+    else:
+        price = find_price(config.model.name, config.prices)
+        asker = Asker(client, limiter, policy, answering, config.model, price, tally)
     labeller = Labeller(
         run_id=run.id,
         manifest_key=run.key("manifest.parquet"),
         config=config,
-        questions=make_questions(config),
+        questions=questions,
         storage=storage,
-        asker=Asker(client, limiter, policy, answering, config.model, tally),
-        uploader=Uploader(
-            client, limiter, policy, uploading, tally, looks_first=run.is_resumed or not archive.is_empty
-        ),
+        asker=asker,
+        uploader=uploader,
         journal=journal,
         archive=archive,
         lock=opening.lock,
@@ -493,7 +595,7 @@ def _with_lead(run: Run, config: RunConfig, lock: RunLock, base_url: str) -> Run
 
 
 def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: bool) -> Run:
-    found = None if new else _find_unfinished(storage, config, run_id)
+    found = None if new else find_unfinished(storage, config, run_id)
     if found is None:
         found = Run(run_id or _new_id(storage, config), storage.uri)
         if storage.exists(found.key("config.yaml")):
@@ -501,6 +603,28 @@ def _find_or_name(storage: Storage, config: RunConfig, run_id: str | None, new: 
                 f"--run-id: the run {found.id!r} exists already in {storage.uri}, complete or of another config"
             )
     return found
+
+
+def begin_replay(storage: Storage, config: RunConfig, earlier: str, run_id: str | None = None) -> Run:
+    """A new run about just the images of an earlier one, or that of `run_id` again, if it is its unfinished replay.
+
+    Raises `ConfigError` if `run_id` is taken, or no name of a run.
+    """
+    check_run_id(run_id)
+    if run_id is not None and _is_replay_of(storage, run_id, earlier):
+        return Run(run_id, storage.uri)
+    run = _find_or_name(storage, config, run_id, new=True)
+    storage.write(run.key(REPLAY), earlier.encode())
+    storage.write(run.key("config.yaml"), dump_config(config).encode())
+    storage.write(run.key("manifest.parquet"), storage.read(f"runs/{earlier}/manifest.parquet"))
+    return run
+
+
+def _is_replay_of(storage: Storage, run_id: str, earlier: str) -> bool:
+    try:
+        return storage.read(f"runs/{run_id}/{REPLAY}") == earlier.encode()
+    except FileNotFoundError:
+        return False
 
 
 def _freeze(storage: Storage, run: Run, config: RunConfig, new: bool) -> RunConfig:
@@ -525,11 +649,13 @@ def read_config(storage: Storage, run_id: str) -> RunConfig:
     return make_config(parse_yaml(text, origin=origin), origin=origin)
 
 
-def _find_unfinished(storage: Storage, config: RunConfig, run_id: str | None) -> Run | None:
+def find_unfinished(storage: Storage, config: RunConfig, run_id: str | None) -> Run | None:
     """The newest run that asks the same and was not completed."""
     names = [run_id] if run_id else reversed(storage.list("runs"))
     for name in names:
         if storage.exists(f"runs/{name}/run.json") or not storage.exists(f"runs/{name}/config.yaml"):
+            continue
+        if storage.exists(f"runs/{name}/{REPLAY}"):  # it was to ask nothing, and lists what there was then
             continue
         try:
             digest = config_digest(read_config(storage, name))
