@@ -74,7 +74,7 @@ def prefect_api(say: Callable[[str], None]) -> Iterator["OwnServer | None"]:
     begins: import what the run needs, then call `wait_ready`. Blocks, so use it outside any event loop. Raises
     `ConfigError` when PREFECT_HOME cannot be written.
     """
-    if _configured_api_url():
+    if configured_api_url():
         with _environment(_client_settings()):
             yield None
         return
@@ -293,7 +293,8 @@ def _proxy_exemption() -> dict[str, str]:
     return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
-def _configured_api_url() -> str | None:
+def configured_api_url() -> str | None:
+    """What PREFECT_API_URL says in the environment or in the active Prefect profile."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
     if "prefect.context" not in sys.modules:
