@@ -27,7 +27,7 @@ async def annotate(config: RunConfig, **options: Any) -> RunSummary:
             await engine().run(labeller_of(run).label(shard))
 
         shards = await asyncio.to_thread(scan_source, run)
-        await each_in_window(label, shards, size=config.execution.shards_in_flight)
+        await each_in_window(label, shards, size=labeller_of(run).shards_in_flight)
         return await asyncio.to_thread(publish, run)
 
 

@@ -147,7 +147,7 @@ class RayEngine(ClusterEngine):
 async def _open_engine(run: Run) -> AsyncIterator[Engine]:
     session = session_of(run)
     if run.lead is None:
-        yield LocalEngine(run, session.config.execution.shards_in_flight)
+        yield LocalEngine(run, session.labeller.shards_in_flight)
         return
     if get_current_settings().api.url is None:
         raise ConfigError(

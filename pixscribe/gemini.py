@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -227,6 +227,43 @@ class GeminiClient:
     async def delete_file(self, name: str) -> None:
         """Delete `files/<name>`."""
         _ok(await self._send("DELETE", f"{self._base_url}/v1beta/files/{name}", self._key))
+
+    async def call(self, method: str, path: str, read: Callable[[Any], T], body: bytes | None = None) -> T:
+        """What `read` makes of the JSON that `/v1beta/<path>` answers.
+
+        Raises as `create_interaction` does, but `RequestRefused` of status 404 for what is not there.
+        """
+        headers = self._key if body is None else {**self._key, "content-type": "application/json"}
+        reply = await self._send(method, f"{self._base_url}/v1beta/{path}", headers, body)
+        return _understood(read, _json_of(reply))
+
+    async def download(self, name: str, file: BinaryIO) -> None:
+        """Append the content of `files/<name>` to `file`. Raises as `call` does; then a part of it may be written.
+
+        It may be large, so `timeout_s` bounds the wait for each piece of it.
+        """
+        url = f"{self._base_url}/v1beta/files/{name}:download?alt=media"
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                await self._pour(url, file, deadline)
+        except TimeoutError as error:
+            raise ServerUnavailable(f"nothing came for {self._timeout_s:g} s", code="timeout") from error
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+            raise _network_error(error) from error
+
+    async def _pour(self, url: str, file: BinaryIO, deadline: asyncio.Timeout) -> None:
+        connect = {"timeout": {"connect": CONNECT_TIMEOUT_S}}
+        request = httpx.Request("GET", url, headers={**HEADERS, **self._key}, extensions=connect)
+        response = await self._transport.handle_async_request(request)
+        try:
+            if response.status_code != 200:
+                body = self._without_key(await _read_body(response))
+                raise _error_from(_Reply(response.status_code, response.headers, body, url))
+            async for piece in response.aiter_raw():
+                file.write(piece)
+                deadline.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
+        finally:
+            await response.aclose()
 
     async def _send(
         self, method: str, url: httpx.URL | str, headers: Mapping[str, str], content: bytes | None = None

@@ -1,8 +1,8 @@
 """Which images an output has answers about, told from its tables and from what the scan sees: no image is opened.
 
 An image is known if a run of the output, complete or not, found it under the same URI in the same version, asked the
-same questions of the same model, and was answered, or failed for a reason that lies in the image itself. Where a list tells
-no version (URLs, URIs in a bucket), an image is never known: it is opened, and found answered by its content.
+same questions of the same model, and was answered, or failed for a reason that lies in the image itself. Where a list
+tells no version (URLs, URIs in a bucket), an image is never known: it is opened, and found answered by its content.
 """
 
 import logging

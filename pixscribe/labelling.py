@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from pixscribe.archive import Archive
 from pixscribe.asking import Answer, Asker, read_again, unasked
+from pixscribe.batch_asking import JOBS_PER_QUEUE, BatchAsker
 from pixscribe.concurrency import Capacity, Held, SingleFlight, gather_or_cancel
 from pixscribe.config import RunConfig
 from pixscribe.errors import (
@@ -33,6 +34,7 @@ from pixscribe.gemini import File, ImagePart
 from pixscribe.image import ImageRules, prepare_image, read_header
 from pixscribe.journal import Journal
 from pixscribe.lock import LeadersLock, RunLock
+from pixscribe.prices import estimate_input_tokens
 from pixscribe.progress import Tally, Totals
 from pixscribe.prompts import Question
 from pixscribe.reading import is_url, read_image
@@ -57,6 +59,12 @@ INLINE_LIMIT_BYTES = 14 * 1024 * 1024
 """Base64 makes four bytes of three, and a request must stay below 20 MB."""
 AUTO_INLINE_BYTES = 1024 * 1024
 """Below this many bytes over all prompts, sending an image with each question beats two more requests to upload it."""
+BATCHED_IMAGES = 20_000
+"""The same for jobs of the Batch API, if its queue takes so many: each waits in memory, without its bytes."""
+BATCHED_BYTES = 15 * 1000**3
+"""Of files that wait for jobs: a project's storage has 20 GB."""
+SMALL_SHARDS = 5
+"""The first ones, which a job has to reach beyond to be full."""
 GRACE_S = 5.0
 """How long a stopped run waits for answers to what it has sent."""
 UNKNOWN_BYTES = 4 * 1024 * 1024
@@ -119,7 +127,7 @@ class Labeller:
     config: RunConfig
     questions: Sequence[Question]
     storage: Storage
-    asker: Asker
+    asker: Asker | BatchAsker
     uploader: Uploader
     journal: Journal
     archive: Archive
@@ -131,6 +139,7 @@ class Labeller:
     _encoded_bytes: Capacity = field(default_factory=lambda: Capacity(HELD_BYTES))
     _pixels: Capacity = field(default_factory=lambda: Capacity(DECODED_PIXELS))
     _places: Capacity = field(init=False)
+    _stored_bytes: Capacity = field(default_factory=lambda: Capacity(BATCHED_BYTES))
     _unknown_bytes: int = UNKNOWN_BYTES
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "pixscribe-images"))
     # they wait for the network, and apart from the others, whom slow hosts must not keep from their work
@@ -141,7 +150,30 @@ class Labeller:
     )
 
     def __post_init__(self) -> None:
-        self._places = Capacity(max(LEAST_IMAGES, 2 * self.config.limits.concurrency))
+        self._places = Capacity(self.images_in_flight)
+
+    @property
+    def images_in_flight(self) -> int:
+        """How many images are on their way at a time: in batch mode, as many as fill all jobs and one to come."""
+        least = max(LEAST_IMAGES, 2 * self.config.limits.concurrency)
+        if not self._is_batch:
+            return least
+        resolution = self.config.model.resolution
+        tokens = sum(estimate_input_tokens(each.text, each.schema, resolution) for each in self.questions)
+        most = self.config.batch.queue_tokens * (JOBS_PER_QUEUE + 1) // JOBS_PER_QUEUE // tokens
+        return max(least, min(BATCHED_IMAGES, most))
+
+    @property
+    def shards_in_flight(self) -> int:
+        """How many shards are to be labelled at a time, so that the images on their way are as many as they may be."""
+        configured = self.config.execution.shards_in_flight
+        if not self._is_batch:
+            return configured
+        return max(configured, -(-self.images_in_flight // self.config.execution.shard_size) + SMALL_SHARDS)
+
+    @property
+    def _is_batch(self) -> bool:
+        return self.config.model.mode == "batch"
 
     async def label(self, shard: Shard, check: Callable[[], None] | None = None) -> Totals:
         """Label the images of a shard and commit its rows. Raises `HopelessRun` if all its images failed in one way.
@@ -187,19 +219,29 @@ class Labeller:
         for task in sent:
             task.cancel()
         await asyncio.gather(*self._asking, return_exceptions=True)
+        await self.asker.close()
         for threads in (self._threads, self._fetchers, self._decoders):
             threads.shutdown(wait=False, cancel_futures=True)
         await self.journal.flush()
 
     async def _label_one(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """All the way of one image."""
-        async with self._places.hold(1):
+        # files that wait for jobs; taken before the bytes, for which a file that is renewed must not wait on others
+        async with self._places.hold(1), self._stored_bytes.hold(self._weight_of(ref) if self._is_batch else 0):
             try:
                 labelled = await self._read_and_ask(work, ref)
             except ImageError as error:
                 labelled = Labelled(ref, None, {question.name: unasked(error) for question in self.questions})
+            if self._is_batch and labelled.image is not None:
+                self._let_go_early(work, labelled.image.sent_sha256)
         self._count_image(labelled)
         return labelled
+
+    def _let_go_early(self, work: ShardWork, sent_sha256: str) -> None:
+        """One image of a shard may wait for the next job, and the files of all the others must not."""
+        if sent_sha256 in work.uploaded:
+            work.uploaded.remove(sent_sha256)
+            self.uploader.let_go([sent_sha256])
 
     async def _read_and_ask(self, work: ShardWork, ref: ImageRef) -> Labelled:
         """The bytes are held until they are uploaded; without an upload, until all questions are answered."""
@@ -243,7 +285,7 @@ class Labeller:
             raise ReadError(ref.error)
         rules = ImageRules(self.config.image.max_side_px, self.config.image.max_pixels)
         try:
-            read = functools.partial(_read_plain, rules, ref.uri, self.config.source.allow_private_hosts, self._is_over)
+            read = functools.partial(_read_plain, rules, ref.uri, self.config.source.allow_private_hosts, self.is_over)
             threads = self._threads if ref.uri.startswith("file:") else self._fetchers
             image = await asyncio.get_running_loop().run_in_executor(threads, read)
             if ref.size_bytes is None:
@@ -272,9 +314,10 @@ class Labeller:
 
     async def _transport(self, work: ShardWork, ref: ImageRef, image: PreparedImage) -> ReadyImage:
         """Upload the image, unless it travels inside the questions, or has to."""
-        if self._travels_inline(image):
+        transport, count = self.config.model.transport, len(self.questions)
+        if travels_inline(image, transport, count):
             return ReadyImage(image)
-        if self._travels_as_url(ref, image):
+        if travels_as_url(ref, image, transport):
             return ReadyImage(replace(image, data=b""), url=ref.uri)
         may_go_inline = self.config.model.transport == "auto" and len(image.data) <= INLINE_LIMIT_BYTES
         self.uploader.hold(image.sent_sha256)
@@ -291,25 +334,8 @@ class Labeller:
         work.uploads += uploaded
         return ReadyImage(replace(image, data=b""), file)
 
-    def _travels_inline(self, image: PreparedImage) -> bool:
-        size_bytes, transport = len(image.data), self.config.model.transport
-        if transport == "inline" and size_bytes > INLINE_LIMIT_BYTES:
-            message = f"{size_bytes} bytes do not fit into one request; model.transport files or auto would upload them"
-            raise ImageError(message, code="too_large")
-        is_small = size_bytes * len(self.questions) <= AUTO_INLINE_BYTES
-        return transport == "inline" or (transport == "auto" and is_small)
-
-    def _travels_as_url(self, ref: ImageRef, image: PreparedImage) -> bool:
-        """Whether the service can fetch by itself just what it would be sent."""
-        is_untouched = image.sent_sha256 == image.image_id and image.size_bytes <= URL_LIMIT_BYTES
-        return (
-            self.config.model.transport == "url"
-            and is_url(ref.uri)
-            and is_untouched
-            and image.sent_mime_type in URL_TYPES
-        )
-
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether the run ends before all is done."""
         return self.asker.stopped_by is not None
 
     async def _answer(self, work: ShardWork, ref: ImageRef, ready: ReadyImage, question: Question) -> Answer:
@@ -346,23 +372,28 @@ class Labeller:
             with suppress(RunError):  # it fails for what ends the run anyway
                 self.journal.add(work.shard, answer.after(self.archive.wasted(key)))
 
-        answer = await self.asker.ask(question, part, key, lambda: self._renew(work, ref, ready), book)
+        async def renew() -> ImagePart | None:
+            nonlocal ready  # the next time, it is this copy that is gone
+            ready = await self._renewed(work, ref, ready)
+            return ready.part(self.config.model.resolution) if ready.file is not None else None
+
+        answer = await self.asker.ask(question, part, key, renew, book, shard=work.shard)
+        if self.asker.books_answers:
+            return answer
         if ready.url is not None and answer.error_code == "request_refused":  # it could not fetch it, or not as it is
             with suppress(ImageError):
                 ready = await self._upload_instead(work, ref, ready)
                 part = ready.part(self.config.model.resolution)
-                again = await self.asker.ask(question, part, key, lambda: self._renew(work, ref, ready), book)
+                again = await self.asker.ask(question, part, key, renew, book)
                 answer = again.after(answer)
         answer = answer.after(self.archive.wasted(key))
         if answer.text is not None:  # there are words, so there is a bill
             self.journal.add(work.shard, answer)
         return answer
 
-    async def _renew(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ImagePart | None:
-        """Upload the image once more, or in place of its URL; None if it was sent inside the question."""
-        if ready.file is None and ready.url is None:
-            return None
-        return (await self._upload_instead(work, ref, ready)).part(self.config.model.resolution)
+    async def _renewed(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ReadyImage:
+        """Upload the image once more, or in place of its URL; nothing is done if it was sent inside the question."""
+        return ready if ready.file is None and ready.url is None else await self._upload_instead(work, ref, ready)
 
     async def _upload_instead(self, work: ShardWork, ref: ImageRef, ready: ReadyImage) -> ReadyImage:
         async with self._bytes.hold(self._weight_of(ref)) as held:
@@ -392,6 +423,22 @@ class Labeller:
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = functools.partial(function, *arguments, **named)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def travels_inline(image: PreparedImage, transport: str, question_count: int) -> bool:
+    """Whether an image goes inside each question. Raises `ImageError` (too_large) if it had to and does not fit."""
+    size_bytes = len(image.data)
+    if transport == "inline" and size_bytes > INLINE_LIMIT_BYTES:
+        message = f"{size_bytes} bytes do not fit into one request; model.transport files or auto would upload them"
+        raise ImageError(message, code="too_large")
+    is_small = size_bytes * question_count <= AUTO_INLINE_BYTES
+    return transport == "inline" or (transport == "auto" and is_small)
+
+
+def travels_as_url(ref: ImageRef, image: PreparedImage, transport: str) -> bool:
+    """Whether the service can fetch by itself just what it would be sent."""
+    is_untouched = image.sent_sha256 == image.image_id and image.size_bytes <= URL_LIMIT_BYTES
+    return transport == "url" and is_url(ref.uri) and is_untouched and image.sent_mime_type in URL_TYPES
 
 
 @dataclass(frozen=True, slots=True)

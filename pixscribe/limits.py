@@ -369,13 +369,25 @@ class Budget:
         self.spent_usd = spent_usd
         self._changed = asyncio.Condition()
 
+    async def room_usd(self, wanted_usd: float) -> float:
+        """How much may be reserved now; waits until it is as much as is wanted, or nothing is in flight."""
+        if self._limit_usd is None:
+            return float("inf")
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._fits(wanted_usd) or self._in_flight == 0)
+        return self._limit_usd - self.spent_usd - self._reserved_usd
+
     @asynccontextmanager
-    async def reserve(self, cost_usd: float) -> AsyncIterator[list[float]]:
+    async def reserve(self, cost_usd: float, *, is_sent: bool = False) -> AsyncIterator[list[float]]:
         """Hold `cost_usd`, the most a request can cost, while it is in flight; the caller appends what it did cost.
 
-        Waits for others to come in cheaper than reserved. Raises `BudgetExhausted` when waiting cannot help.
+        Waits for others to come in cheaper than reserved. Raises `BudgetExhausted` when waiting cannot help. What is
+        sent already, by an earlier process, is held in any case.
         """
-        await self._admit(cost_usd)
+        if is_sent:
+            self._hold(cost_usd)
+        else:
+            await self._admit(cost_usd)
         spent: list[float] = []
         try:
             yield spent
@@ -403,6 +415,9 @@ class Budget:
                     f"limits.budget_usd: {self.spent_usd:.4f} of {self._limit_usd:g} USD are spent, "
                     f"and the next request may cost {cost_usd:.4f}"
                 )
+        self._hold(cost_usd)
+
+    def _hold(self, cost_usd: float) -> None:
         self._reserved_usd += cost_usd
         self._in_flight += 1
 
@@ -452,8 +467,7 @@ class LeasedBudget(Budget):
             if self._clock() - self._given_back_s > self.GIVE_BACK_EVERY_S:
                 await self.rest()
             await self._lease(cost_usd)
-            self._reserved_usd += cost_usd
-            self._in_flight += 1
+            self._hold(cost_usd)
 
     async def _lease(self, cost_usd: float) -> None:
         """Until it fits. Raises `BudgetExhausted`."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from pixscribe.breaker import Breaker
 from pixscribe.concurrency import SingleFlight
@@ -23,13 +23,23 @@ from pixscribe.gemini import File, GeminiClient, Upload, open_transport
 from pixscribe.limits import Limiter
 from pixscribe.progress import Tally
 from pixscribe.retry import RetryPolicy
-from pixscribe.types import PreparedImage
 
 logger = logging.getLogger(__name__)
 
 PROCESSING_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 ROOM_BYTES = 1024**3
 """How much is deleted at a time when the 20 GB of a project are full: of 20 files, the oldest one."""
+
+
+class Sendable(Protocol):
+    """A `PreparedImage`, or what else is uploaded: bytes, their sha256 (hex) and their type."""
+
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def sent_sha256(self) -> str: ...
+    @property
+    def sent_mime_type(self) -> str: ...
 
 
 class Uploader:
@@ -60,7 +70,7 @@ class Uploader:
         self._making_room = asyncio.Lock()
         self._rooms_made = 0
 
-    async def upload(self, image: PreparedImage, display_name: str, *, patient: bool = True) -> tuple[File, bool]:
+    async def upload(self, image: Sendable, display_name: str, *, patient: bool = True) -> tuple[File, bool]:
         """The image's file, and whether it was uploaded just now.
 
         Raises `UploadError`, `StorageFull` if there is no room and nothing of ours to delete, and, if impatient,
@@ -68,7 +78,7 @@ class Uploader:
         """
         return await self._files.once(image.sent_sha256, lambda: self._upload(image, display_name, patient))
 
-    async def upload_again(self, image: PreparedImage, display_name: str, gone: File) -> File:
+    async def upload_again(self, image: Sendable, display_name: str, gone: File) -> File:
         """The image's file, after `gone` turned out to be deleted or expired; once for all who find that out."""
         known, _ = await self.upload(image, display_name)
         if known is gone:
@@ -88,7 +98,12 @@ class Uploader:
                 del self._in_use[sent_sha256]
                 self._files.forget(sent_sha256)
 
-    async def _upload(self, image: PreparedImage, display_name: str, patient: bool) -> File:
+    async def delete(self, sent_sha256: str) -> None:
+        """Delete the file of this content, which nobody needs any more, in one attempt. Raises `ApiError`."""
+        self._files.forget(sent_sha256)
+        await self._client.delete_file(sent_sha256[:40])
+
+    async def _upload(self, image: Sendable, display_name: str, patient: bool) -> File:
         try:
             if self._looks_first and (found := await self._find(image)):
                 return found
@@ -102,7 +117,7 @@ class Uploader:
         self._tally.uploads += 1
         return file
 
-    async def _find(self, image: PreparedImage) -> File | None:
+    async def _find(self, image: Sendable) -> File | None:
         """The file, if an earlier process has uploaded it. Whatever speaks against it, uploading will tell."""
         try:
             async with self._limiter.transfer():
@@ -110,7 +125,7 @@ class Uploader:
         except (ApiError, UploadError):
             return None
 
-    async def _upload_under(self, image: PreparedImage, display_name: str, name: str, patient: bool) -> File:
+    async def _upload_under(self, image: Sendable, display_name: str, name: str, patient: bool) -> File:
         upload = Upload(
             self._client, image.data, name=name, mime_type=image.sent_mime_type, display_name=display_name[:512]
         )
@@ -125,7 +140,7 @@ class Uploader:
                 raise
             return await self._upload_under(image, display_name, other, patient)
 
-    async def _attempt(self, upload: Upload, image: PreparedImage) -> File:
+    async def _attempt(self, upload: Upload, image: Sendable) -> File:
         rooms_made = self._rooms_made
         try:
             file = await self._transfer(upload)
@@ -246,7 +261,7 @@ async def delete_files(
     return freed_bytes
 
 
-def _checked(file: File, image: PreparedImage) -> File:
+def _checked(file: File, image: Sendable) -> File:
     if file.sha256 and file.sha256 != image.sent_sha256:
         raise UploadError(f"the Files API holds other bytes under {file.name} (sha256 {file.sha256})")
     if file.state != "ACTIVE":
