@@ -12,19 +12,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import cyclopts
 import orjson
-import yaml
 from cyclopts import App, Parameter
 
-from flows.console import print_files, print_run, print_runs, print_summary, say, stderr, stdout
+from flows.arguments import ConfigPath, Limit, OutputUri, Sets, SourceUri, Verbose, read_changes, set_up_logging
+from flows.console import print_changed, print_files, print_run, print_runs, print_summary, say, stderr, stdout
+from flows.plan_cli import plan
+from flows.results_cli import RunName, add_commands
+from flows.schedule_cli import deploy, serve
 from pixscribe import __version__
-from pixscribe.config import DEFAULT_BASE_URL, environment_key, json_schema, load_config
+from pixscribe.config import DEFAULT_BASE_URL, RunConfig, environment_key, json_schema, load_config
 from pixscribe.errors import ConfigError, RunError
-from pixscribe.prompts import make_question
+
+if TYPE_CHECKING:
+    from pixscribe.run import RunSummary
 
 logger = logging.getLogger("pixscribe")
 
@@ -36,7 +41,9 @@ app = App(
     console=stdout,
 )
 
-ConfigPath = Annotated[Path, Parameter(help="A YAML file; `pixscribe schema` describes it.")]
+SummaryAsJson = Annotated[
+    bool, Parameter(name="--json", help="The last line of stdout is the summary, one JSON object.", negative="")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,21 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(
     config: ConfigPath,
     *,
-    source: Annotated[str | None, Parameter(help="Instead of source.uri.")] = None,
-    output: Annotated[str | None, Parameter(help="Instead of output.uri.")] = None,
-    limit: Annotated[int | None, Parameter(help="Instead of source.limit: only the first N images.")] = None,
-    set_: Annotated[
-        tuple[str, ...],
-        Parameter(name="--set", help="key.path=value, the value in YAML; may be given again.", negative=""),
-    ] = (),
+    source: SourceUri = None,
+    output: OutputUri = None,
+    limit: Limit = None,
+    set_: Sets = (),
     run_id: Annotated[str | None, Parameter(help="Name the run; an unfinished one of that name is resumed.")] = None,
     new: Annotated[
         bool, Parameter(help="Start afresh: take up no unfinished run, and ask again what was answered.", negative="")
     ] = False,
-    json: Annotated[
-        bool, Parameter(help="The last line of stdout is the summary, one JSON object.", negative="")
-    ] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Say more on stderr.", negative="")] = False,
+    as_json: SummaryAsJson = False,
+    verbose: Verbose = False,
 ) -> int:
     """Label every image of the source: the main job.
 
@@ -91,21 +93,53 @@ def run(
 
     Example: pixscribe run configs/demo.yaml --limit 10 --set limits.concurrency=8
     """
-    _set_up_logging(verbose)
-    settings = load_config(config, _changes(source, output, limit, set_))
+    set_up_logging(verbose)
+    settings = load_config(
+        config, read_changes(set_, {"source.uri": source, "output.uri": output, "source.limit": limit})
+    )
+    from flows.runner import run_here
+
+    return _show_summary(run_here(settings, run_id=run_id, new=new), settings, as_json)
+
+
+@app.command
+def rerun(
+    run: RunName,
+    *,
+    replay: Annotated[
+        bool, Parameter(help="Use the stored answers only: no request, no key, and no image is read.", negative="")
+    ] = False,
+    failed: Annotated[bool, Parameter(help="Only the images that are not ok.", negative="")] = False,
+    model: Annotated[str | None, Parameter(help="Instead of model.name.")] = None,
+    set_: Sets = (),
+    run_id: Annotated[str | None, Parameter(help="Name the new run.")] = None,
+    new: Annotated[bool, Parameter(help="Ask again what was answered.", negative="")] = False,
+    as_json: SummaryAsJson = False,
+    verbose: Verbose = False,
+) -> int:
+    """Do a run again from its frozen config, about the very images of its manifest.
+
+    What was answered is not asked again, so that only what failed, or what --set and --model make another question,
+    costs anything; `pixscribe diff` compares the two. Says which images are gone or changed since.
+
+    Example: pixscribe rerun data/runs@demo-20261122-101500-3fa94c1e --replay
+    """
+    set_up_logging(verbose)
+    from pixscribe.replay import replay as replay_run
+    from pixscribe.rerun import find_changed, rerun_config
+    from pixscribe.results import open_results
+
+    before = open_results(run)
+    if replay:
+        _refuse_idle(failed=failed, model=model, set=set_, new=new)
+        return _show_summary(replay_run(before, run_id), before.config, as_json)
+    changes = read_changes(set_, {"model.name": model})
+    settings = rerun_config(before, changes, only_failed=failed)
     from flows.runner import run_here
 
     summary = run_here(settings, run_id=run_id, new=new)
-    code = 0 if summary.is_all_ok else 1
-    try:
-        print_summary(summary, settings.model.base_url, stderr if json else stdout)
-        if json:
-            print(orjson.dumps(asdict(summary)).decode(), flush=True)
-    except OSError as error:
-        # the run is complete, whatever becomes of its summary
-        say(f"pixscribe: run {summary.run} is complete, but stdout cannot be written: {error.strerror}")
-        _leave_stdout()
-    return code
+    print_changed(find_changed(before, open_results(f"{summary.output}@{summary.run}")))
+    return _show_summary(summary, settings, as_json)
 
 
 @app.command
@@ -114,9 +148,10 @@ def check(config: ConfigPath) -> int:
 
     Example: pixscribe check configs/demo.yaml
     """
+    from pixscribe.run import check_asking
+
     settings = load_config(config)
-    for prompt in settings.prompts:
-        make_question(prompt.name, prompt.kind, prompt.text, prompt.labels)
+    check_asking(settings)
     prompts = ", ".join(f"{prompt.name} ({prompt.kind})" for prompt in settings.prompts)
     print(f"{config}: ok: {settings.source.uri} -> {settings.output.uri}, prompts {prompts}, {settings.model.name}")
     return 0
@@ -174,12 +209,19 @@ def show(
     return 0
 
 
+app.command(plan)
+add_commands(app)
+for _command in (serve, deploy):
+    app.command(_command)
+
+
 @app.command
 def emulate(
     *,
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
     latency: Annotated[float, Parameter(help="Seconds before each answer of the model.")] = 0.0,
+    batch_latency: Annotated[float, Parameter(help="Seconds until a batch is answered.")] = 0.0,
     rpm: Annotated[float | None, Parameter(help="Questions per minute; above it 429, as Gemini words it.")] = None,
     fault: Annotated[str, Parameter(help="NAME=PROBABILITY, several with commas, such as 429=0.05,503=0.01.")] = "",
     masks: Annotated[Literal["polygon", "png"], Parameter(help="How outlines are answered.")] = "polygon",
@@ -192,10 +234,19 @@ def emulate(
     from pixscribe.emulator import FAULTS, EmulatorOptions, serve_forever
 
     faults = _read_faults(fault, FAULTS)
-    if latency < 0 or (rpm is not None and rpm <= 0) or not 0 <= port < 65536:
-        raise ConfigError("--latency should be at least 0, --rpm above 0, --port from 0 to 65535")
+    if latency < 0 or (rpm is not None and rpm <= 0) or not 0 <= port < 65536 or not 0 <= batch_latency <= 604_800:
+        raise ConfigError(
+            "--latency should be at least 0, --rpm above 0, --port from 0 to 65535, --batch-latency from 0 to 604800"
+        )
     options = EmulatorOptions(
-        host=host, port=port, latency_s=latency, requests_per_minute=rpm, faults=faults, masks=masks, look=look
+        host=host,
+        port=port,
+        latency_s=latency,
+        batch_latency_s=batch_latency,
+        requests_per_minute=rpm,
+        faults=faults,
+        masks=masks,
+        look=look,
     )
     say("the emulator's URL, for model.base_url, is on stdout; Ctrl-C ends it and shows its books")
     try:
@@ -262,18 +313,26 @@ def _leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _changes(source: str | None, output: str | None, limit: int | None, sets: Sequence[str]) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for text in sets:
-        key_path, equals, value = text.partition("=")
-        if not equals or not key_path:
-            raise ConfigError(f"--set {text}: should be key.path=value")
-        try:
-            changes[key_path.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {key_path}: the value is not YAML") from error
-    named = {"source.uri": source, "output.uri": output, "source.limit": limit}
-    return changes | {key_path: value for key_path, value in named.items() if value is not None}
+def _show_summary(summary: "RunSummary", config: RunConfig, as_json: bool) -> int:
+    """Print what a run came to, and return the exit code."""
+    try:
+        print_summary(summary, config, stderr if as_json else stdout)
+        if as_json:
+            print(orjson.dumps(asdict(summary)).decode(), flush=True)
+    except OSError as error:
+        # the run is complete, whatever becomes of its summary
+        say(f"pixscribe: run {summary.run} is complete, but stdout cannot be written: {error.strerror}")
+        _leave_stdout()
+    return 0 if summary.is_all_ok else 1
+
+
+def _refuse_idle(**options: object) -> None:
+    """Refuse options that --replay would do nothing with."""
+    for name, value in options.items():
+        if value:
+            raise ConfigError(
+                f"--{name}: --replay asks nothing, so that it would change nothing; leave one of them out"
+            )
 
 
 def _read_faults(text: str, known: Any) -> dict[str, float]:
@@ -289,15 +348,6 @@ def _read_faults(text: str, known: Any) -> dict[str, float]:
         if not 0 <= faults[name.strip()] <= 1:
             raise ConfigError(f"--fault {item}: the probability should be from 0 to 1")
     return faults
-
-
-def _set_up_logging(verbose: bool) -> None:
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=stderr, show_path=False, show_level=False, markup=False, rich_tracebacks=False)
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
 def _print_json_lines(values: Sequence[Any]) -> None:

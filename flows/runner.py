@@ -5,28 +5,23 @@ and kill the process with it) and draws the progress.
 """
 
 import asyncio
-import ctypes
 import gc
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
-import pyarrow as pa
-
 from flows.console import say
-from flows.live import ProgressDisplay
+from flows.live import ProgressDisplay, jobs_text
+from flows.memory import keep_memory_together
 from flows.prefect_server import prefect_api
 from pixscribe.config import ExecutionConfig, RunConfig
 from pixscribe.errors import ConfigError, RunError
 from pixscribe.run import RunSummary, Session, check_before, open_sessions
-
-M_ARENA_MAX = -8
-"""Of <malloc.h>."""
 
 
 class Interrupted(RunError):
@@ -51,12 +46,14 @@ def run_here(config: RunConfig, *, run_id: str | None, new: bool) -> RunSummary:
             server.wait_ready()
         with ProgressDisplay() as display, _signals_go_to(job):
             _keep_imports_out_of_garbage_collection()
-            _keep_memory_together()
+            keep_memory_together()
             job.start()
             while not job.has_ended(within_s=0.2):
                 display.update()
         if server and _flow_runs and display.session:
             server.drain(_flow_runs[-1], _task_runs(display.session))
+        if display.session and display.session.tally.batch_jobs:
+            say(f"{jobs_text(display.session.tally)} go on without us; the same command fetches the answers")
         return job.result(display.session)
 
 
@@ -157,14 +154,6 @@ def _keep_imports_out_of_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-def _keep_memory_together() -> None:
-    """One heap for all threads and for Arrow, instead of one each: a sixth of a run's memory. What it costs in time
-    could not be measured."""
-    pa.set_memory_pool(pa.system_memory_pool())
-    with suppress(OSError, AttributeError):  # other systems have no such setting
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _task_runs(session: Session) -> int:

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from benchmarks.library_run import annotate
-from pixscribe.config import RunConfig, make_config
+from pixscribe.config import EMULATOR, RunConfig, make_config
 from pixscribe.emulator import Emulator
 
 __all__ = ["annotate"]
@@ -76,6 +77,24 @@ def make(tmp_path: Path, emulator: Emulator) -> MakeConfig:
         return make_config(values)
 
     return make_one
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """OUTPUT@RUN_ID of a run that asked the samples for `objects` (boxes) and `outlines`."""
+    output = tmp_path_factory.mktemp("samples") / "out"
+    config = make_config(
+        {
+            "name": "samples",
+            "source": {"uri": str(SAMPLES)},
+            "prompts": [{"name": "objects", "kind": "detect"}, {"name": "outlines", "kind": "segment"}],
+            "output": {"uri": str(output)},
+            "model": {"base_url": EMULATOR},
+            "limits": {"requests_per_minute": 100_000},
+            "execution": {"shard_size": 7},
+        }
+    )
+    return f"{output}@{asyncio.run(annotate(config)).run}"
 
 
 @pytest.fixture(scope="session")

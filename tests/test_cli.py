@@ -4,11 +4,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +20,7 @@ from pixscribe.emulator import Emulator, EmulatorOptions
 from pixscribe.run import list_runs
 from tests.conftest import ROOT, SAMPLES, MakeConfig, pixscribe, write_yaml
 
-COMMANDS = ["run", "check", "schema", "runs", "show", "emulate"]
+COMMANDS = ["run", "plan", "check", "schema", "runs", "show", "emulate", "diff"]
 PIXSCRIBE = str(Path(sys.executable).with_name("pixscribe"))
 FILES = [path for path in SAMPLES.rglob("*") if path.is_file()]
 
@@ -97,6 +99,11 @@ def test_the_demo_labels_the_samples_and_its_run_can_be_shown(tmp_path: Path, pr
     artifacts = artifacts_in(prefect_home)
     assert artifacts["pixscribe-progress"] == 100
     assert f"| objects | {summary['totals']['objects']} in 52 responses |" in artifacts["pixscribe-run"]
+    assert "| images | 26 ok, 0 partial, 0 failed |" in artifacts["pixscribe-run"]
+    page = Path(output, "runs", summary["run"], "report.html")
+    assert artifacts["pixscribe-report"] == f"[the run's page]({page.as_uri()})"
+    assert summary["report"] == str(page)
+    assert page.read_text().startswith("<!doctype html>")
     assert "shard 1 of 2: " in done.stderr
     assert "shard 2 of 2: " in done.stderr
     assert "duckdb -c" in done.stderr
@@ -183,6 +190,51 @@ def watch_sockets(folder: Path, log: Path) -> Path:
         "sys.addaudithook(note)\n"
     )
     return folder
+
+
+class HangsOnTheSecondLook(BaseHTTPRequestHandler):
+    """Serves each picture once."""
+
+    served: ClassVar[set[str]] = set()
+    over: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path in self.served:
+            self.over.wait(120)
+            return
+        self.served.add(self.path)
+        data = next(path for path in FILES if path.suffix == ".png").read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_run_that_is_interrupted_while_its_page_is_drawn_is_complete_without(tmp_path: Path, prefect_home: Path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), HangsOnTheSecondLook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = tmp_path / "list.txt"
+        source.write_text("".join(f"http://127.0.0.1:{server.server_port}/{n}.png\n" for n in range(40)))
+        arguments = ["--source", str(source), "--output", str(tmp_path / "out"), "--run-id", "hasty"]
+        arguments += ["--set", "source.allow_private_hosts=true"]
+        command = [PIXSCRIBE, "run", "configs/demo.yaml", *arguments]
+        environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
+        assert process.stderr is not None
+        assert any("drawing the page" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        interrupted_s = time.monotonic()
+        _, said = process.communicate(timeout=60)
+        took_s = time.monotonic() - interrupted_s
+        HangsOnTheSecondLook.over.set()
+        server.shutdown()
+    assert process.returncode == 0, said
+    assert json.loads((tmp_path / "out/runs/hasty/run.json").read_text())["status"] == "complete"
+    # far below the time that pictures may take
+    assert took_s < 15
 
 
 def task_runs_in(prefect_home: Path) -> list[str]:

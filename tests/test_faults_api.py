@@ -438,7 +438,7 @@ async def asking(emulator: Emulator, front: Front, time: Time, **limits: Any) ->
     policy = RetryPolicy(sleep=time.sleep, jitter=tenacity.wait_exponential(multiplier=1))
     async with front.open(emulator.url, concurrency=4) as transport:
         client = GeminiClient(transport, base_url=emulator.url, api_key=KEY, timeout_s=10)
-        yield Asker(client, limiter, policy, Breaker("the model", sleep=time.sleep), ModelConfig(), Tally())
+        yield Asker(client, limiter, policy, Breaker("the model", sleep=time.sleep), ModelConfig(), None, Tally())
 
 
 async def ask(asker: Asker, number: int = 0) -> Answer:
