@@ -1,20 +1,21 @@
 """What runs have left, read back: part after part, image after image, so that a run of any size fits into memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pixscribe.config import RunConfig
 from pixscribe.errors import ConfigError, OutputError
 from pixscribe.run import TABLES, describe_run, locate_run, read_config
 from pixscribe.storage import Storage, open_storage
-from pixscribe.tables import Row
+from pixscribe.tables import Row, count_images
 from pixscribe.types import ImageStatus, Kind
 
 T = TypeVar("T")
@@ -70,8 +71,23 @@ class RunResults:
         return {prompt.name: prompt.kind for prompt in self.config.prompts}
 
     @cached_property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.storage.exists(f"runs/{self.run_id}/run.json")
+
+    @cached_property
     def parts(self) -> tuple[str, ...]:
-        """The names of the committed parts, the same in each table."""
+        """The names of the committed parts, the same in each table. Raises `OutputError` if some have been lost."""
+        # asked first: a run that ends in between has more parts than were listed
+        is_complete = self.is_complete
+        parts = self.parts_left
+        if is_complete:
+            self._check_images(count_images(self.storage, self.run_id, parts))
+        return parts
+
+    @property
+    def parts_left(self) -> tuple[str, ...]:
+        """As `parts`, whatever may have been lost of a complete run: for whoever takes what there is."""
         return tuple(name for name in self.storage.list(f"images/run={self.run_id}") if name.endswith(".parquet"))
 
     def read(self, table: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -83,26 +99,44 @@ class RunResults:
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{self.storage.uri_of(key)}: cannot be read: {error}") from error
 
-    def read_part(self, part: str) -> list[ImageRows]:
-        """The images of one part. Raises `OutputError`."""
-        images, responses, annotations = (self.read(table, part).to_pylist() for table in TABLES)
+    def read_part(self, part: str, prompts: frozenset[str] | None = None) -> list[ImageRows]:
+        """The images of one part, as if nothing but `prompts` had been asked (None: all). Raises `OutputError`."""
+        images, responses, annotations = (self._read_rows(table, part, prompts) for table in TABLES)
         return list(_joined(images, responses, annotations, f"{self.storage.uri}, run {self.run_id}, {part}"))
 
-    def read_parts(self, columns: dict[str, Sequence[str]]) -> Iterator[tuple[pa.Table, ...]]:
-        """Some columns of some tables, part after part, in the order of `columns`. Raises `OutputError`."""
+    def read_parts(
+        self, columns: Mapping[str, Sequence[str]], parts: Iterable[str] | None = None
+    ) -> Iterator[tuple[pa.Table, ...]]:
+        """Some columns of some tables, in the order of `columns`, part after part; None: all. Raises `OutputError`."""
 
         def read(part: str) -> tuple[pa.Table, ...]:
             return tuple(self.read(table, part, names) for table, names in columns.items())
 
-        return _ahead(read, self.parts)
+        return _ahead(read, self.parts if parts is None else parts)
 
-    def read_images(self, parts: Iterable[str]) -> Iterator[list[ImageRows]]:
-        """The images of some parts, part after part. Raises `OutputError`."""
-        return _ahead(self.read_part, parts)
+    def read_images(self, parts: Iterable[str], prompts: frozenset[str] | None = None) -> Iterator[list[ImageRows]]:
+        """The images of some parts, part after part, as `read_part` gives them. Raises `OutputError`."""
+        return _ahead(lambda part: self.read_part(part, prompts), parts)
 
     def __iter__(self) -> Iterator[ImageRows]:
         for images in self.read_images(self.parts):
             yield from images
+
+    def _check_images(self, count: int) -> None:
+        totals = self.summary["totals"]
+        expected = totals.get("images") if isinstance(totals, dict) else None
+        if isinstance(expected, int) and count != expected:
+            raise OutputError(
+                f"{self.storage.uri}, run {self.run_id}: its tables hold {count} images, and {expected} by run.json; "
+                "parts have been lost or added since it was complete"
+            )
+
+    def _read_rows(self, table: str, part: str, prompts: frozenset[str] | None) -> list[Row]:
+        rows = self.read(table, part)
+        if prompts is not None and table != "images":
+            rows = rows.filter(pc.is_in(rows["prompt"], value_set=pa.array(sorted(prompts), pa.string())))
+        found: list[Row] = rows.to_pylist()
+        return found
 
 
 def open_results(run: str) -> RunResults:

@@ -5,7 +5,7 @@ Sorted by (file_name, prompt, index); nothing in `images` and `annotations` depe
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,6 +169,14 @@ def find_totals(storage: Storage, run_id: str, shard: Shard) -> Totals | None:
     return _read_totals(storage, run_id, key.rpartition("/")[2]) if storage.exists(key) else None
 
 
+def count_images(storage: Storage, run_id: str, parts: Iterable[str]) -> int:
+    """How many rows these parts of `images` have by their footers. Raises `OutputError` for one that cannot be read."""
+
+    keys = (f"images/run={run_id}/{part}" for part in parts)
+    with ThreadPoolExecutor(READERS, "pixscribe-parts") as readers:
+        return sum(int(metadata.num_rows) for metadata in readers.map(partial(_read_metadata, storage), keys))
+
+
 def _sum_over_parts(storage: Storage, run_id: str, read: Callable[[Storage, str, str], Totals]) -> Totals:
     with ThreadPoolExecutor(READERS, "pixscribe-parts") as readers:
         return Totals.sum(readers.map(partial(read, storage, run_id), _committed_parts(storage, run_id)))
@@ -196,9 +204,13 @@ def _read_totals(storage: Storage, run_id: str, part: str) -> Totals:
 
 def _read_footer(storage: Storage, key: str) -> Mapping[bytes, bytes]:
     """What a part says beside its rows."""
+    return _read_metadata(storage, key).metadata or {}
+
+
+def _read_metadata(storage: Storage, key: str) -> pq.FileMetaData:
     try:
         with storage.open(key) as file:
-            return pq.read_metadata(file).metadata or {}
+            return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise _no_part(storage, key, error) from error
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def pictured(folder: Path, file_name: str, answers: dict[str, list[Row] | None])
     """An image that lies in the folder, called as it is."""
     path = folder / file_name
     draw(path, BOX if answers.get("objects") else None)
-    return Made(file_name, answers, SIZE, file_uri(os.fsencode(path)))
+    return Made(file_name, answers, SIZE, file_uri(os.fsencode(path)), sha256(path.read_bytes()).hexdigest())
 
 
 def words(*labels: str) -> list[Row]:

@@ -339,6 +339,13 @@ def test_nothing_in_the_truth_and_nothing_answered_is_no_number(tmp_path: Path):
     assert b"NaN" not in orjson.dumps(found)
 
 
+@pytest.mark.parametrize("area", [0.0, 10000.0, 1e10, 1.1e10, 1e300])
+def test_the_area_that_a_truth_claims_changes_no_average(tmp_path: Path, area: float):
+    box = (0.0, 0.0, 100.0, 100.0)
+    found = evaluate(tmp_path, {"a.jpg": [true("cat", box, area=area)]}, {"a.jpg": []})
+    assert found.boxes == Averages(0.0, 0.0, 0.0)
+
+
 def test_nothing_answered_is_zero(tmp_path: Path):
     found = evaluate(tmp_path, {"a.jpg": [true("car", (0, 0, 9, 9))]}, {"a.jpg": []})
     assert found.boxes == Averages(0.0, 0.0, 0.0)
@@ -601,16 +608,33 @@ def test_what_only_one_side_has_is_left_out_and_said(tmp_path: Path):
     assert evaluation.prompts[0].micro == Rates(1.0, 1.0, 1.0)
 
 
-def test_of_rows_that_share_a_name_the_first_is_evaluated(tmp_path: Path):
-    """As lists of URLs can have them."""
+def test_rows_that_share_a_name_are_left_out_for_any_of_them_could_be_meant(tmp_path: Path):
+    """As lists can have them."""
     box = (0.0, 0.0, 100.0, 100.0)
     seen = [
-        Seen("x.jpg", {"objects": [Thing("cat", box)]}, uri="https://a.example/x.jpg"),
-        Seen("x.jpg", {"objects": []}, uri="https://b.example/x.jpg"),
+        Seen("other.jpg", {"objects": [Thing("cat", box)]}),
+        Seen("x.jpg", {"objects": []}, uri="https://a.example/x.jpg"),
+        Seen("x.jpg", {"objects": [Thing("cat", box)]}, uri="https://b.example/x.jpg"),
     ]
     results = write_run(run_config(tmp_path / "out", DETECT), "test", seen)
-    evaluation = evaluate_run(results, write_truth(tmp_path, coco({"x.jpg": [true("cat", box)]})))
-    assert (evaluation.images.both, evaluation.images.run_only) == (1, 1)
+    truth = coco({"x.jpg": [true("cat", box)], "other.jpg": [true("cat", box)]})
+    evaluation = evaluate_run(results, write_truth(tmp_path, truth))
+    images = evaluation.images
+    assert (images.both, images.ambiguous, images.run_only, images.truth_only) == (1, 1, 0, 0)
+    assert evaluation.warnings == ('1 image of the truth left out, whose names fit several images, such as "x.jpg"',)
+    assert evaluation.prompts[0].micro == Rates(1.0, 1.0, 1.0)
+
+
+def test_a_truth_that_an_export_of_ours_wrote_knows_its_images_by_the_names_they_had(tmp_path: Path):
+    box = (0.0, 0.0, 100.0, 100.0)
+    truth = coco({"t.tif.png": [true("cat", box)], "s.tif.png": [true("cat", box)], "u.png": [true("cat", box)]})
+    for image, source in zip(truth["images"], ("t.tif", "s.tif", ["no", "name"]), strict=True):
+        image["source_file_name"] = source
+    answers = {name: [Thing("cat", box)] for name in ("t.tif", "s.tif", "s.tif.png", "u.png")}
+    answers["s.tif"] = []  # the very name goes first
+    evaluation = evaluate_run(detected(tmp_path, answers), write_truth(tmp_path, truth))
+    images = evaluation.images
+    assert (images.both, images.by_end_of_name, images.truth_only, images.run_only) == (3, 0, 0, 1)
     assert evaluation.prompts[0].micro == Rates(1.0, 1.0, 1.0)
 
 
@@ -781,7 +805,8 @@ def test_a_run_whose_folder_cannot_be_written_is_evaluated_all_the_same(tmp_path
     ("options", "sentence"),
     [
         pytest.param(["--truth", "none.json"], "none.json: cannot be read: No such file or directory", id="no-truth"),
-        pytest.param(["--truth", "data"], "data: cannot be read: Is a directory", id="folder"),
+        pytest.param(["--truth", "data"], "--truth data: is a folder; should be a file of COCO instances", id="folder"),
+        pytest.param(["--truth", ""], "--truth .: is a folder; should be a file of COCO instances", id="empty"),
         pytest.param([], "parameter --truth requires an argument", id="truth-not-named"),
         pytest.param(["--truth", "README.md"], "README.md: is not JSON", id="no-json"),
     ],

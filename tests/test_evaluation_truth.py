@@ -249,6 +249,7 @@ def test_a_name_that_fits_several_images_is_not_guessed_at():
 
 
 def test_two_names_that_fit_one_image_alike_are_not_guessed_at():
+    assert match_names(["a/x.jpg"], ["x.jpg", "x.jpg"]).ambiguous == ("a/x.jpg",)
     assert match_names(["a/x.jpg", "b/x.jpg"], ["x.jpg"]).ambiguous == ("a/x.jpg", "b/x.jpg")
 
 
@@ -270,4 +271,5 @@ def test_each_name_of_a_truth_is_one_image_or_said_to_be_none(truth: list[str], 
     matches = match_names(truth, rows)
     assert sorted([*matches.names.values(), *matches.ambiguous, *matches.missing]) == sorted(truth)
     assert set(matches.names) <= set(rows)
-    assert all(matches.names[name] == name for name in {*truth} & {*rows})
+    assert all(matches.names[name] == name for name in {*truth} & {*rows} if rows.count(name) == 1)
+    assert {name for name in truth if rows.count(name) > 1} <= set(matches.ambiguous)

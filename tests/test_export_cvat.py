@@ -57,6 +57,14 @@ async def test_datumaro_gives_back_every_object_of_every_sample(make: MakeConfig
     assert len(read) == 22
 
 
+def test_the_head_lists_no_label_twice_and_each_object_has_one_of_them(tmp_path: Path):
+    things = [thing(label, (0, 0, 1, 1)) for label in ("a\ufffdb", "a\0b")]
+    export(write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": things})]), tmp_path / "to")
+    root = parse(tmp_path / "to")
+    assert [each.text for each in root.iterfind("meta/task/labels/label/name")] == ["a\ufffdb", "a\ufffdb (2)"]
+    assert [box.get("label") for box in root.iter("box")] == ["a\ufffdb (2)", "a\ufffdb"]
+
+
 def test_boxes_are_in_pixels_and_labels_in_the_head(tmp_path: Path):
     images = [Made("d/a.jpg", {"objects": [thing("car", (10.5, 20, 30.125, 40))]}), Made("none.jpg", {"objects": []})]
     export(write_run(tmp_path / "out", "a", images), tmp_path / "to")

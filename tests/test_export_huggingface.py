@@ -1,5 +1,6 @@
 """Hugging Face as `datasets` reads it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.pictured_runs import (
     HARD_LABELS,
     HARD_NAMES,
     OUTLINE,
+    PROMPTS,
     SIZE,
     around,
     colour_in,
@@ -97,6 +99,23 @@ def test_objects_are_as_in_the_guides_to_object_detection(tmp_path: Path, load: 
     }
     assert loaded.features["objects"]["category"].feature.names == ["yield", "stop"]
     assert (loaded[1]["image_id"], loaded[1]["objects"]["id"]) == (2, [3])
+
+
+@pytest.mark.parametrize("format_name", BOTH)
+def test_another_export_into_a_folder_of_the_same_name_is_not_taken_for_the_first(
+    tmp_path: Path, load: Load, format_name: str
+):
+    # of one image and one label, so that the same files are there
+    for place, box in (("x", BOX), ("y", (1.0, 2.0, 3.0, 4.0))):
+        run = run_of(tmp_path / place, [pictured(tmp_path, "a.png", {"objects": [thing("stop", box)]})], PROMPTS[:1])
+        loaded = load(export(run, tmp_path / place / "same", format_name))
+        assert [around(bbox) for bbox in loaded[0]["objects"]["bbox"]] == [list(box)]
+
+
+def test_a_folder_that_is_called_like_the_file_of_the_labels_is_beside_it(tmp_path: Path, load: Load):
+    run = run_of(tmp_path, [pictured(tmp_path, "metadata.parquet/x.png", {"objects": []})], PROMPTS[:1])
+    (only,) = load(export(run, tmp_path / "to", "imagefolder"))
+    assert (only["source_name"], only["image"].size) == ("metadata.parquet/x.png", SIZE)
 
 
 def test_without_pictures_it_says_where_they_are(tmp_path: Path, load: Load):
@@ -179,7 +198,9 @@ def test_shards_are_ended_by_their_size(tmp_path: Path, load: Load, monkeypatch:
 def test_the_card_says_which_files_there_are_and_what_they_are_for(tmp_path: Path):
     folder = export(hard_run(tmp_path), tmp_path / "to")
     _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n")
-    assert yaml.safe_load(front) == {
+    card = yaml.safe_load(front)
+    assert re.fullmatch("content [0-9a-f]{64}", card["configs"][0].pop("description"))
+    assert card == {
         "pretty_name": "made",
         "task_categories": [
             "image-classification",

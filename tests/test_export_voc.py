@@ -1,5 +1,6 @@
 """Pascal VOC as supervision and datumaro read it."""
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -77,6 +78,15 @@ def test_pixels_are_counted_from_one_and_the_last_belongs_to_the_object(tmp_path
     assert root.findtext("filename") == "d/a.jpg"
 
 
+def test_a_box_under_a_pixel_is_not_the_wrong_way_round(tmp_path: Path):
+    # of 640 x 480 px: within a pixel, and at the far corner
+    things = [thing("car", (10.25, 20.5, 10.75, 20.75)), thing("car", (639.5, 479.75, 640, 480))]
+    export(write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": things})]), tmp_path / "to")
+    root = ElementTree.parse(tmp_path / "to/Annotations/a.xml").getroot()
+    found = [[edge.text for edge in each] for each in root.iter("bndbox")]
+    assert found == [["11.25", "21.5", "11.25", "21.5"], ["640", "480", "640", "480"]]
+
+
 def test_an_image_without_objects_has_its_file_and_stands_in_the_list(tmp_path: Path):
     export(write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": []})]), tmp_path / "to")
     root = ElementTree.parse(tmp_path / "to/Annotations/a.xml").getroot()
@@ -99,6 +109,21 @@ def test_labels_of_any_kind_leave_the_file_well_formed(tmp_path: Path, label: st
     export(made, tmp_path / "to")
     root = ElementTree.parse(tmp_path / "to/Annotations/a.xml").getroot()
     assert root.findtext("object/name") == (label if written is None else written)
+
+
+def test_labels_that_xml_would_make_one_are_told_apart_by_their_ids(tmp_path: Path):
+    labels = ["a\0b", "a\ufffdb", "l\rm", "l\nm", "a\ufffdb (2)"]
+    made = write_run(
+        tmp_path / "out", "a", [Made("a.jpg", {"objects": [thing(each, (0, 0, 1, 1)) for each in labels]})]
+    )
+    export(made, tmp_path / "to")
+    ids = json.loads((tmp_path / "out/categories.json").read_bytes())
+    assert ids == {"a\0b": 1, "a\ufffdb": 2, "a\ufffdb (2)": 3, "l\nm": 4, "l\rm": 5}
+    root = ElementTree.parse(tmp_path / "to/Annotations/a.xml").getroot()
+    found = [each.findtext("name") for each in root.iter("object")]
+    assert found == ["a\ufffdb", "a\ufffdb (2)", "l\nm (5)", "l\nm", "a\ufffdb (2) (3)"]
+    listed = (tmp_path / "to/labelmap.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert listed == ["a\ufffdb:::", "a\ufffdb (2):::", "a\ufffdb (2) (3):::"]
 
 
 def test_the_list_of_labels_has_those_that_it_can_say(tmp_path: Path):

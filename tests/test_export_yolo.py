@@ -1,6 +1,7 @@
 """YOLO as supervision reads it, which is as ultralytics does."""
 
 import glob
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,8 @@ def test_labels_lie_where_ultralytics_looks_for_those_of_a_picture(tmp_path: Pat
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((SAMPLES / "nothing.png").read_bytes())
-        images.append(Made(name, {"objects": []}, size=(480, 360), uri=path.as_uri()))
+        digest = sha256(path.read_bytes()).hexdigest()
+        images.append(Made(name, {"objects": []}, size=(480, 360), uri=path.as_uri(), sha256=digest))
     export(write_run(tmp_path / "out", "a", images), tmp_path / "to", pictures="copy")
     # as ultralytics does it: `**/*.*`, which passes over hidden names, and the last `images` of the path
     pictures = glob.glob(f"{tmp_path}/to/images/**/*.*", recursive=True)  # noqa: PTH207

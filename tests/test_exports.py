@@ -27,6 +27,7 @@ from pixscribe.results import RunResults, open_results
 from pixscribe.storage import Folder
 from tests.conftest import SAMPLES, MakeConfig, annotate, pixscribe
 from tests.made_runs import Made, thing, write_run
+from tests.pictured_runs import SIZE, pictured
 
 BOX = (10.0, 20.0, 30.0, 40.0)
 CAR, SIGN = thing("car", BOX), thing("sign", BOX)
@@ -94,9 +95,16 @@ def test_an_image_that_was_not_answered_would_teach_that_it_is_empty_and_is_left
 
 def test_a_partial_image_that_is_asked_for_comes_without_the_objects_of_its_failed_answer(tmp_path: Path):
     run = write_run(tmp_path / "out", "a", PARTLY, TWO)
-    export_runs([run], "coco", tmp_path / "to", ExportOptions(statuses=frozenset({"partial"})), deaf)
+    summary = export_runs([run], "coco", tmp_path / "to", ExportOptions(statuses=frozenset({"partial"})), deaf)
     assert names_in(tmp_path / "to") == ["2-partial.jpg"]
     assert labels_in(tmp_path / "to") == ["car", "car"]
+    assert summary.objects_left_out == {"of answers that failed, such as those that were cut off": 1}
+
+
+def test_an_object_without_a_box_is_counted_where_it_cannot_be_held(tmp_path: Path):
+    run = write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR, thing("sign", None)]})])
+    summary = export(run, to=tmp_path / "to")
+    assert (summary.objects, summary.objects_left_out) == (1, {"without a box": 1})
 
 
 def test_the_status_of_an_image_is_that_of_the_selected_prompts(tmp_path: Path):
@@ -229,6 +237,15 @@ def test_a_run_that_is_named_twice_is_there_once(tmp_path: Path):
     assert export(run, open_results(f"{tmp_path}/out@a"), to=tmp_path / "to").images == 1
 
 
+def test_a_run_is_one_however_its_output_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
+    (tmp_path / "alias").symlink_to(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    ways = ["out@a", f"{tmp_path}/out@a", "./out/runs/a", f"file://{tmp_path}/out@a", "alias@a"]
+    summary = export(*map(open_results, ways), to=tmp_path / "to")
+    assert (summary.images, len(summary.runs)) == (1, 1)
+
+
 def test_runs_are_joined_over_the_prompts_that_all_have_asked(tmp_path: Path):
     first = write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
     second = write_run(tmp_path / "out", "b", [Made("b.jpg", {"objects": [CAR], "outlines": [SIGN]})], TWO)
@@ -248,6 +265,26 @@ def test_images_of_one_name_from_several_sources_keep_names_of_their_own(tmp_pat
     export(first, second, to=tmp_path / "to")
     mark = sha256(b"file:///two/a.jpg\x000").hexdigest()[:8]
     assert names_in(tmp_path / "to") == ["a.jpg", f"a-{mark}.jpg"]
+
+
+def test_an_image_that_a_run_lists_under_two_names_is_two_images(tmp_path: Path):
+    uri = "file:///photos/a.jpg"
+    both = [Made(name, {"objects": [CAR]}, uri=uri) for name in ("first.jpg", "second.jpg")]
+    listed = write_run(tmp_path / "out", "monday", both)
+    export(listed, to=tmp_path / "one")
+    assert names_in(tmp_path / "one") == ["first.jpg", "second.jpg"]
+    again = write_run(tmp_path / "out", "tuesday", [Made("second.jpg", {"objects": [SIGN]}, uri=uri)])
+    export(listed, again, to=tmp_path / "two")
+    found = list(zip(names_in(tmp_path / "two"), labels_in(tmp_path / "two"), strict=True))
+    assert found == [("first.jpg", "car"), ("second.jpg", "sign")]
+
+
+def test_an_image_that_runs_call_by_several_names_is_one(tmp_path: Path):
+    uri = "file:///photos/a.jpg"
+    first = write_run(tmp_path / "out", "a", [Made("photos/a.jpg", {"objects": [CAR]}, uri=uri)])
+    second = write_run(tmp_path / "out", "b", [Made("a.jpg", {"objects": [SIGN]}, uri=uri)])
+    export(first, second, to=tmp_path / "to")
+    assert (names_in(tmp_path / "to"), labels_in(tmp_path / "to")) == (["a.jpg"], ["sign"])
 
 
 # ---- categories ----
@@ -345,6 +382,7 @@ def test_the_mapping_of_an_output_in_a_bucket_lies_in_the_bucket(bucket: pafs.S3
         ("", "image"),
         ("../..", "image"),
         ("a.txt/b.jpg", "a.txt_/b.jpg"),
+        ("metadata.parquet/b.jpg", "metadata.parquet_/b.jpg"),
         (".hidden/.x.jpg", "_hidden/_x.jpg"),
     ],
 )
@@ -410,6 +448,55 @@ def test_only_an_earlier_export_is_replaced_and_only_if_that_is_asked_for(tmp_pa
     assert files_below(to.parent) == ["to", "to/annotations.json", f"to/{MARK}"]
 
 
+@pytest.mark.parametrize("mode", [None, "copy", "link"])
+def test_an_export_that_the_run_is_about_is_not_replaced_by_another_of_it(tmp_path: Path, mode: Any):
+    to = tmp_path / "to"
+    export(
+        write_run(tmp_path / "1/out", "a", [pictured(tmp_path / "in", "a.png", {"objects": []})]),
+        to=to,
+        pictures="copy",
+    )
+    (tmp_path / "alias").symlink_to(to / "images")
+    for uri in ((to / "images/a.png").as_uri(), (tmp_path / "alias/a.png").as_uri()):
+        run = write_run(tmp_path / "2/out", "a", [Made("a.png", {"objects": []}, SIZE, uri)])
+        with pytest.raises(ConfigError, match=r"to/images/a.png', which the run is about and --overwrite would delete"):
+            export(run, to=to, pictures=mode, overwrite=True)
+    assert files_below(to) == ["annotations.json", "images", "images/a.png", MARK]
+    assert (to / "images/a.png").read_bytes() == (tmp_path / "in/a.png").read_bytes()
+
+
+def test_links_in_an_export_that_the_run_is_about_are_kept_too(tmp_path: Path):
+    to = tmp_path / "to"
+    export(
+        write_run(tmp_path / "1/out", "a", [pictured(tmp_path / "in", "a.png", {"objects": []})]),
+        to=to,
+        pictures="link",
+    )
+    run = write_run(tmp_path / "2/out", "a", [Made("a.png", {"objects": []}, SIZE, (to / "images/a.png").as_uri())])
+    with pytest.raises(ConfigError, match="which the run is about"):
+        export(run, to=to, overwrite=True)
+    # its own source lies elsewhere
+    export(open_results(f"{tmp_path}/1/out@a"), to=to, pictures="link", overwrite=True)
+    assert (to / "images/a.png").is_file()
+
+
+@pytest.mark.parametrize("place", ["out/images/export", "out/runs/a", "out/runs/a/export", "out/annotations/run=a/x"])
+def test_a_folder_among_the_tables_is_refused(tmp_path: Path, place: str):
+    run = write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
+    before = files_below(tmp_path)
+    with pytest.raises(ConfigError, match=r"lies in \w+/ of the output .*, which is for its runs alone|is not empty"):
+        export(run, to=tmp_path / place)
+    assert files_below(tmp_path) == before
+
+
+def test_an_export_that_holds_the_tables_of_the_run_is_not_replaced(tmp_path: Path):
+    export(write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})]), to=tmp_path / "to")
+    run = write_run(tmp_path / "to/out", "b", [Made("a.jpg", {"objects": [CAR]})])
+    with pytest.raises(ConfigError, match=r"--to .*: holds the output .*/to/out of a run that is exported"):
+        export(run, to=tmp_path / "to", overwrite=True)
+    assert run.storage.exists("runs/b/run.json")
+
+
 @pytest.mark.parametrize("mark", [b"", b"[]", b'{"format": "coco"}', b"\xff", b'{"name": "somebody else\'s"}'])
 def test_a_file_that_looks_like_our_mark_does_not_give_a_folder_away(tmp_path: Path, mark: bytes):
     run = write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
@@ -455,8 +542,8 @@ def _write_half(to: Path, error: type[BaseException]) -> None:
 
 def test_a_place_that_cannot_be_made_is_one_sentence(tmp_path: Path):
     run = write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
-    with pytest.raises((ConfigError, OutputError), match=r"Not a directory|File name too long"):
-        export(run, to=tmp_path / "out/categories.json/to")
+    with pytest.raises(ConfigError, match=r"--to .*/config.yaml/x/to: .*/config.yaml is a file; give a folder"):
+        export(run, to=tmp_path / "out/runs/a/config.yaml/x/to")
     with pytest.raises(ConfigError, match="should be a folder of this machine"):
         export(run, to=Path("s3://bucket/to"))
     with pytest.raises(ConfigError, match="File name too long"):
@@ -600,17 +687,33 @@ def test_the_command_says_what_is_in_it_and_ends_with_1_if_pictures_are_gone(two
         (("--format", "dota"), "--format dota: unknown; allowed: coco, yolo, yolo-seg, voc, cvat"),
         (("--format", "coco", "--prompt", "x"), "--prompt x: the run a has no such prompt; it has objects (detect)"),
         (("--format", "coco", "--status", "good"), "good"),
+        (("--format", "coco", "--to", "s3://b/x"), "--to s3://b/x: should be a folder of this machine"),
+        (("--format", "coco", "--to", ""), "--to '': should be a folder of this machine, which may not exist yet"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
 ):
     write_run(tmp_path / "out", "a", [Made("a.jpg", {"objects": [CAR]})])
+    to = () if "--to" in arguments else ("--to", f"{tmp_path}/to")
     with pytest.raises(SystemExit, match="2"):
-        main(["export", f"{tmp_path}/out@a", "--to", f"{tmp_path}/to", *arguments])
+        main(["export", f"{tmp_path}/out@a", *to, *arguments])
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert sentence in said.err
+
+
+def test_an_export_of_no_run_says_how_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "--to", f"{tmp_path}/to", "--format", "coco"])
+    assert "RUN: should be one run at least, as OUTPUT@RUN_ID or the folder" in capsys.readouterr().err
+
+
+def test_words_are_not_counted_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path / "out", "a", ASKED, ALL_KINDS)
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", f"{tmp_path}/out@a", "--to", f"{tmp_path}/to", "--format", "huggingface"])
+    assert "objects     1\ntexts       2 (captions, answers and classes)\n" in capsys.readouterr().out
 
 
 def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]):
@@ -620,14 +723,15 @@ def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]):
     assert set(FORMATS) <= words
 
 
-def test_an_export_that_is_terminated_leaves_nothing_behind(tmp_path: Path):
-    images = [Made(f"{number}.jpg", {"objects": [CAR]}, uri=f"file://{tmp_path}/x/{number}") for number in range(1500)]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_export_that_is_terminated_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int):
+    images = [Made(f"{index}.jpg", {"objects": [CAR]}, uri=f"file://{tmp_path}/x/{index}") for index in range(1500)]
     write_run(tmp_path / "out", "a", images)
     command = [str(Path(sys.executable).with_name("pixscribe")), "export", f"{tmp_path}/out@a", "--format", "voc"]
     with subprocess.Popen([*command, "--to", f"{tmp_path}/to"], stderr=subprocess.PIPE) as process:
         while not list(tmp_path.glob(".pixscribe-*.tmp/Annotations/*.xml")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        process.send_signal(number)
+        assert process.wait(30) == code
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -1,13 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.cli import main
 from pixscribe.errors import ConfigError, OutputError, ReadError
 from pixscribe.pictures import read_source
 from pixscribe.results import RunResults, open_results
-from pixscribe.run import RunSummary
+from pixscribe.run import TABLES, RunSummary
 from tests.conftest import SAMPLES, MakeConfig, annotate
 
 
@@ -66,6 +68,48 @@ def test_a_damaged_part_is_named(results: RunResults):
         list(results)
 
 
+def lose_part(results: RunResults) -> None:
+    for table in TABLES:
+        Path(results.storage.uri, table, f"run={results.run_id}", "shard-00001.parquet").unlink()
+
+
+def test_a_complete_run_that_has_lost_a_shard_is_read_by_nobody(results: RunResults):
+    lose_part(results)
+    sentence = rf"{results.run_id}: its tables hold 19 images, and 26 by run.json"
+    with pytest.raises(OutputError, match=sentence):
+        list(results)
+    with pytest.raises(OutputError, match=sentence):
+        list(results.read_parts({"images": ["uri"]}))
+    left = results.read_parts({"images": ["uri"]}, results.parts_left)
+    assert [images.num_rows for (images,) in left] == [7, 7, 5]
+
+
+def test_a_run_that_goes_on_may_have_any_number_of_shards(results: RunResults):
+    lose_part(results)
+    results.storage.delete(f"runs/{results.run_id}/run.json")
+    assert len(list(results)) == 19
+
+
+@pytest.mark.parametrize(
+    "command", [["export", "--format", "coco", "--to", "to"], ["report"], ["rerun", "--replay"], ["diff", "RUN"]]
+)
+def test_a_command_that_is_given_a_run_without_one_of_its_shards_is_one_sentence(
+    results: RunResults,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: Any,
+):
+    lose_part(results)
+    monkeypatch.chdir(tmp_path)
+    run = f"{results.storage.uri}@{results.run_id}"
+    with pytest.raises(SystemExit, match="3"):
+        main([command[0], run, *(run if word == "RUN" else word for word in command[1:])])
+    said = capsys.readouterr()
+    assert "its tables hold 19 images, and 26 by run.json" in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
 @pytest.mark.parametrize("table", ["responses", "annotations"])
 def test_rows_of_other_images_are_not_taken_for_these(results: RunResults, table: str):
     folder = Path(results.storage.uri, table, f"run={results.run_id}")
@@ -82,6 +126,12 @@ def test_some_columns_of_all_parts_can_be_had_alone(results: RunResults):
     assert [[table.column_names for table in part] for part in parts] == [[["file_name"], ["label", "xmin"]]] * 4
     assert sum(labels.num_rows for _, labels in parts) == results.summary["totals"]["objects"]
     assert all(isinstance(table, pa.Table) for part in parts for table in part)
+
+
+def test_the_rows_of_other_prompts_need_not_be_read(results: RunResults):
+    only = frozenset({"outlines"})
+    read = [image for part in results.read_images(results.parts, only) for image in part]
+    assert read == [image.only(only) for image in results]
 
 
 async def test_a_picture_that_was_replaced_since_is_not_taken_for_the_one_that_was_labelled(

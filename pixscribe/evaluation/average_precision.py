@@ -26,7 +26,8 @@ from pixscribe.types import Size, Xyxy
 
 MAX_PER_LABEL = 100
 """COCO's: of one label in one image, no more objects than these are looked at."""
-_EVERY_AREA = [[0, 1e10]]
+_EVERY_AREA = [[0, math.inf]]
+"""pycocotools itself passes over objects above 1e10 px²."""
 _AT_50, _AT_75 = [0], [5]
 """Places of the IoU thresholds 0.50, 0.55, … 0.95."""
 T = TypeVar("T", "TrueObject", "AnsweredObject")

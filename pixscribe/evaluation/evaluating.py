@@ -85,7 +85,7 @@ def _summary(truth: Truth, vocabulary: Vocabulary) -> TruthSummary:
 
 
 def _state(results: RunResults) -> Iterator[str]:
-    if not results.storage.exists(f"runs/{results.run_id}/run.json"):
+    if not results.is_complete:
         yield "the run is not complete: only what it has committed so far is evaluated"
 
 

@@ -3,6 +3,7 @@
 Images that only one side has are left out: nobody was asked about them, or nobody knows what is in them.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class CommonImages:
             by_end_of_name=len(matches.by_end),
             ambiguous=len(matches.ambiguous),
             truth_only=len(matches.missing),
-            run_only=self.rows - len(matches.names),
+            run_only=self.rows - len(matches.names) - matches.ambiguous_rows,
             other_size=len(self.other_sizes),
         )
 
@@ -89,7 +90,7 @@ def find_common_images(results: RunResults, truth: Truth) -> CommonImages:
     Raises `ConfigError` if no image is in both.
     """
     images = {image.file_name: image for image in truth.images}
-    matches = match_names(images, _row_names(results))
+    matches = match_names(images, _row_names(results), _renamed(truth))
     if not matches.names:
         raise ConfigError(f"{truth.file}: {_nothing_in_common(results, truth, matches)}")
     parts, rows, sizes = list[str](), 0, dict[str, tuple[int | None, int | None]]()
@@ -109,10 +110,9 @@ def read_common_images(results: RunResults, truth: Truth, common: CommonImages) 
     """The images with their rows, in the order of the tables."""
     by_name = {image.file_name: image for image in truth.images}
     numbers = {image_id: number for number, image_id in enumerate(sorted(image.id for image in truth.images), start=1)}
-    left = dict(common.matches.names)
+    names = common.matches.names
     for rows in (rows for part in results.read_images(common.parts) for rows in part):
-        # of several rows of one name, which a list of URLs can give, the first is taken
-        name = left.pop(rows.image["file_name"], None)
+        name = names.get(rows.image["file_name"])
         if name is not None:
             image = by_name[name]
             objects = truth.objects.get(image.id, [])
@@ -122,6 +122,13 @@ def read_common_images(results: RunResults, truth: Truth, common: CommonImages) 
 def counted(number: int, noun: str) -> str:
     """`1 image`, `2 images`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _renamed(truth: Truth) -> dict[str, str]:
+    """By the name that an image had before an export renamed it; names that several had are not there."""
+    had = [(each.source_file_name, each.file_name) for each in truth.images if isinstance(each.source_file_name, str)]
+    counts = Counter(name for name, _ in had)
+    return {source: name for source, name in had if counts[source] == 1 and source != name}
 
 
 def _row_names(results: RunResults) -> Iterator[str]:

@@ -46,12 +46,17 @@ class _Part(BaseModel):
 
 
 class TruthImage(_Part):
-    """An image by the name and, if they are given, the sides in px that the truth has for it."""
+    """An image by the name and, if they are given, the sides in px that the truth has for it.
+
+    `source_file_name` is what `pixscribe export` writes beside the name: that of the run, where a picture that was
+    converted has another.
+    """
 
     id: int
     file_name: Text
     width: Side | None = None
     height: Side | None = None
+    source_file_name: object = None
 
 
 class TruthCategory(_Part):

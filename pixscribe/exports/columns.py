@@ -5,6 +5,7 @@ written as it did before version 4, which every later one reads. Objects are a s
 guides to object detection.
 """
 
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -53,6 +54,7 @@ class Columns:
         self._of_prompt = _prompt_columns(dataset, {"image", "objects", *(name for name, _ in fixed)})
         of_prompts = [(column, _type_of(dataset.prompts[prompt])) for prompt, column in self._of_prompt.items()]
         self._schema = pa.schema([*fixed, *of_prompts])
+        self._digest = sha256(str(self.schema.metadata).encode())
 
     @property
     def schema(self) -> pa.Schema:
@@ -64,6 +66,11 @@ class Columns:
             labels = {"names": list(self._dataset.categories), "_type": "ClassLabel"}
             features["objects"]["category"] = {"feature": labels, "_type": "Sequence"}
         return self._schema.with_metadata({"huggingface": orjson.dumps({"info": {"features": features}})})
+
+    @property
+    def digest(self) -> str:
+        """Of the features and all rows so far; hexadecimal. Pictures are in it as the `sha256` of their sources."""
+        return self._digest.hexdigest()
 
     def row(self, image: DatasetImage) -> Row:
         """What is written of an image."""
@@ -78,11 +85,13 @@ class Columns:
             "uri": source["uri"],
             "source_name": source["file_name"],
         }
-        if self._embed_pictures and image.picture:
-            row["image"] = {"bytes": image.picture.read_bytes(), "path": image.name}
         if self._has_objects:
             row["objects"] = self._objects_of(image)
-        return row | {column: self._said(image, prompt) for prompt, column in self._of_prompt.items()}
+        row |= {column: self._said(image, prompt) for prompt, column in self._of_prompt.items()}
+        self._digest.update(orjson.dumps(row))
+        if self._embed_pictures and image.picture:
+            row["image"] = {"bytes": image.picture.read_bytes(), "path": image.name}
+        return row
 
     def _objects_of(self, image: DatasetImage) -> dict[str, list[Any]]:
         found = objects_of(image, self._dataset.prompts)

@@ -1,8 +1,9 @@
 """From runs to a data set: what is taken, what it is called, where its pictures come from, and what was left out."""
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -14,18 +15,21 @@ from pixscribe import __version__
 from pixscribe.errors import ConfigError
 from pixscribe.exports.base import BOX_KINDS, LABEL_KINDS, UNLABELLED, Dataset, DatasetImage, Exporter
 from pixscribe.exports.categories import number_labels
-from pixscribe.exports.folder import MARK, check_free, new_folder
+from pixscribe.exports.folder import MARK, check_apart, check_free, check_sources, new_folder
 from pixscribe.exports.names import Names, split_suffix
 from pixscribe.exports.pictures import Missing, Picture, PictureMode, get_pictures
 from pixscribe.exports.registry import find_exporter
 from pixscribe.exports.selection import Selection, choose_images, choose_prompts
 from pixscribe.results import ImageRows, RunResults
+from pixscribe.storage import Folder, Storage
 from pixscribe.tables import Row
 from pixscribe.types import ImageStatus, Kind
 
 logger = logging.getLogger(__name__)
 
 NO_PICTURE = "whose picture is gone or has changed"
+OF_FAILED_ANSWER = "of answers that failed, such as those that were cut off"
+WITHOUT_BOX = "without a box"
 PICTURES_SHOWN = 5
 """Of those that are missing, how many are named."""
 
@@ -55,9 +59,14 @@ class ExportSummary:
     pictures: PictureMode | None
     images: int
     objects: int
+    """With a box."""
+    texts: int
+    """Captions, answers to questions, and classes of images."""
     categories: int
     left_out: dict[str, int] = field(default_factory=dict)
     """How many images are not in it, by why."""
+    objects_left_out: dict[str, int] = field(default_factory=dict)
+    """How many objects and texts of its images are not in it, by why."""
 
     @property
     def lost_pictures(self) -> int:
@@ -86,10 +95,11 @@ def export_runs(
     """
     options = options or ExportOptions()
     if not runs:
-        raise ConfigError("no run is named to export")
+        raise ConfigError("RUN: should be one run at least, as OUTPUT@RUN_ID or the folder OUTPUT/runs/RUN_ID")
     exporter_type = find_exporter(format_name)
     pictures = _picture_mode(exporter_type, options.pictures)
     check_free(to, overwrite=options.overwrite)
+    _check_places(runs, to)
     runs = _without_repetitions(runs)
     prompts = choose_prompts(runs, options.prompts, exporter_type.kinds, format_name, tell)
     selection = choose_images(runs, prompts, options.statuses)
@@ -108,8 +118,10 @@ def export_runs(
             pictures=pictures,
             images=writer.images,
             objects=writer.objects,
+            texts=writer.texts,
             categories=len(categories),
             left_out=dict(sorted((selection.left_out + writer.left_out).items())),
+            objects_left_out=dict(sorted(writer.objects_left_out.items())),
         )
         (root / MARK).write_bytes(summary.to_json())
     return summary
@@ -120,8 +132,9 @@ class _Writer:
 
     def __init__(self, exporter: Exporter, pictures: PictureMode | None, tell: Callable[[str], None]) -> None:
         self.exporter = exporter
-        self.images = self.objects = 0
+        self.images = self.objects = self.texts = 0
         self.left_out = Counter[str]()
+        self.objects_left_out = Counter[str]()
         self._pictures = pictures
         self._tell = tell
         self._names = Names(by_stem=exporter.needs_stems, reserved=exporter.reserved_folders)
@@ -152,7 +165,7 @@ class _Writer:
             yield from get_pictures(selection, self._pictures)
 
     def _add(self, rows: ImageRows, picture: Picture | None) -> None:
-        image, rows = rows.image, _exported(rows, self._prompts)
+        image, rows = rows.image, self._exported(rows)
         name = self._names.take(image["file_name"], image["uri"], picture.format_name if picture else None)
         path = self._place(name) if picture else None
         if picture and path:
@@ -161,7 +174,22 @@ class _Writer:
         if path and self.exporter.embeds_pictures:
             path.unlink()
         self.images += 1
-        self.objects += len(rows.annotations)
+        objects = sum(self._prompts[row["prompt"]] in BOX_KINDS for row in rows.annotations)
+        self.objects += objects
+        self.texts += len(rows.annotations) - objects
+
+    def _exported(self, rows: ImageRows) -> ImageRows:
+        """What the data set has of an image: each object with a category if its kind has such."""
+        reasons = [_why_not(row, rows, self._prompts) for row in rows.annotations]
+        self.objects_left_out.update(why for why in reasons if why is not None)
+        found = [
+            {**row, "label": UNLABELLED}
+            if row["label"] is None and self._prompts[row["prompt"]] in LABEL_KINDS
+            else row
+            for row, why in zip(rows.annotations, reasons, strict=True)
+            if why is None
+        ]
+        return replace(rows, annotations=found)
 
     def _place(self, name: str) -> Path:
         if self.exporter.embeds_pictures:
@@ -193,21 +221,35 @@ def _picture_mode(exporter_type: type[Exporter], asked: PictureMode | None) -> P
     return "copy" if exporter_type.embeds_pictures else asked or "copy"
 
 
-def _exported(rows: ImageRows, prompts: Mapping[str, Kind]) -> ImageRows:
-    """What the data set has of an image: objects of good answers, with a box and a category if their kind has such."""
-    good = {row["prompt"] for row in rows.responses if row["status"] != "failed"}
-    found = [
-        {**row, "label": UNLABELLED} if row["label"] is None and prompts[row["prompt"]] in LABEL_KINDS else row
-        for row in rows.annotations
-        if row["prompt"] in good and (prompts[row["prompt"]] not in BOX_KINDS or row["xmin"] is not None)
-    ]
-    return replace(rows, annotations=found)
+def _why_not(found: Row, rows: ImageRows, prompts: Mapping[str, Kind]) -> str | None:
+    """Why an object is left out, if it is: its answer failed, or its kind has boxes and it has none."""
+    if any(row["prompt"] == found["prompt"] and row["status"] == "failed" for row in rows.responses):
+        return OF_FAILED_ANSWER
+    return WITHOUT_BOX if prompts[found["prompt"]] in BOX_KINDS and found["xmin"] is None else None
+
+
+def _check_places(runs: Sequence[RunResults], to: Path) -> None:
+    """Raise `ConfigError` if the data set would stand in the way of what it is made of."""
+    for run in runs:
+        check_apart(to, run.storage)
+        if to.exists():  # an export that is replaced, or an empty folder
+            check_sources(to, _uris(run))
+
+
+def _uris(run: RunResults) -> Iterator[str]:
+    for (images,) in run.read_parts({"images": ["uri"]}):
+        yield from images["uri"].to_pylist()
 
 
 def _without_repetitions(runs: Sequence[RunResults]) -> list[RunResults]:
     """Of a run that is named twice, the last place in the order counts."""
-    named = {(run.storage.uri, run.run_id): run for run in reversed(runs)}
+    named = {(_place_of(run.storage), run.run_id): run for run in reversed(runs)}
     return list(reversed(named.values()))
+
+
+def _place_of(storage: Storage) -> str:
+    """The same for each way in which a folder can be written."""
+    return os.path.realpath(storage.root) if isinstance(storage, Folder) else storage.uri
 
 
 def _labels(runs: Sequence[RunResults], prompts: Mapping[str, Kind], selection: Selection) -> list[str]:
@@ -230,7 +272,7 @@ def _tell_beforehand(
     if len(with_boxes) > 1:
         tell(f"an object may be there once for each of the prompts {', '.join(with_boxes)}; --prompt chooses")
     for run in runs:
-        if not run.storage.exists(f"runs/{run.run_id}/run.json"):
+        if not run.is_complete:
             tell(f"the run {run.run_id} is not complete: what it has so far is exported")
     if selection.count() == 0:
         raise _nothing_left(selection.left_out)

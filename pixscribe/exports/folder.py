@@ -2,15 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
 import orjson
 
 from pixscribe.errors import ConfigError, OutputError
-from pixscribe.storage import reason
+from pixscribe.places import split_part
+from pixscribe.reading import is_url
+from pixscribe.run import TABLES
+from pixscribe.storage import Folder, Storage, is_bucket, local_path, reason
 
 MARK = "pixscribe-export.json"
 """The file that says what an export is made of, and that it is one."""
@@ -42,6 +46,7 @@ def check_free(to: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--to {to}: should be a folder of this machine")
     try:
         if not to.exists():
+            _check_parents(to)
             return
         if not to.is_dir():
             raise ConfigError(f"--to {to}: is a file; give a folder, which may not exist yet")
@@ -54,6 +59,42 @@ def check_free(to: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--to {to}: is not empty, and holds no earlier export ({MARK}) that could be replaced")
     if not overwrite:
         raise ConfigError(f"--to {to}: holds an earlier export; --overwrite replaces the folder with all that is in it")
+
+
+def _check_parents(to: Path) -> None:
+    above = next(parent for parent in to.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--to {to}: {above} is a file; give a folder, which may not exist yet")
+
+
+def check_apart(to: Path, output: Storage) -> None:
+    """Raise `ConfigError` if the folder lies among the tables of an output, or the output in the folder."""
+    if not isinstance(output, Folder):
+        return
+    place, root = Path(os.path.realpath(to)), Path(os.path.realpath(output.root))
+    for folder in (*TABLES, "runs"):
+        if place.is_relative_to(root / folder):
+            raise ConfigError(f"--to {to}: lies in {folder}/ of the output {root}, which is for its runs alone")
+    if root.is_relative_to(place):
+        raise ConfigError(f"--to {to}: holds the output {root} of a run that is exported; give another folder")
+
+
+def check_sources(to: Path, uris: Iterable[str]) -> None:
+    """Raise `ConfigError` if replacing the folder would delete a file, or a link, that an exact URI leads to."""
+    root = os.path.join(os.fsencode(os.path.realpath(to)), b"")  # noqa: PTH118 (a name may be no text)
+    real_path = lru_cache(1000)(os.path.realpath)
+    for uri in uris:
+        path = b"" if is_url(uri) or is_bucket(uri) else local_path(split_part(uri)[0])
+        folder, slash, name = path.rpartition(b"/")
+        if not slash or b"\0" in path:
+            continue
+        at = real_path(folder or slash) + slash + name
+        target = os.path.realpath(at) if os.path.islink(at) else at  # noqa: PTH114
+        if at.startswith(root) or target.startswith(root):
+            raise ConfigError(
+                f"--to {to}: holds {os.fsdecode(at)!r}, which the run is about and --overwrite would delete; "
+                "give another folder"
+            )
 
 
 def _is_export(folder: Path) -> bool:

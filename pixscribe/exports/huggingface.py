@@ -3,7 +3,8 @@
 `huggingface` is Parquet in `data/`, with the pictures in it if they are copied. `imagefolder` is the pictures
 themselves in `data/`, and `metadata.parquet` beside them, which `datasets` reads from 3.4 on: as JSON lines, types
 would be guessed from the first ones, which may have no objects. README.md is the card of the data set, and names the
-files of its one split, `train`.
+files of its one split, `train`. It also has a digest of what is in them: `datasets` knows a folder that it has loaded
+before by its last name and the card alone, and would give the rows of another export in its place.
 
 A class is the id of its category less 1, and all categories of the output are named.
 """
@@ -64,7 +65,7 @@ class HuggingFaceExporter(Exporter):
         self._parquet.close()
         for number, path in enumerate(self._shards):
             path.rename(path.with_name(f"train-{number:05d}-of-{len(self._shards):05d}.parquet"))
-        write_card(self.dataset, "data/train-*.parquet")
+        write_card(self.dataset, "data/train-*.parquet", self._columns.digest)
 
     def _open_shard(self) -> None:
         self._shards.append(self._folder / f"train-{len(self._shards):05d}.parquet")
@@ -92,7 +93,7 @@ class ImageFolderExporter(Exporter):
 
     def close(self) -> None:
         self._parquet.close()
-        write_card(self.dataset, "data/**")
+        write_card(self.dataset, "data/**", self._columns.digest)
 
 
 class ParquetFile:
@@ -137,12 +138,13 @@ class ParquetFile:
         self._rows, self._group_bytes = [], 0
 
 
-def write_card(dataset: Dataset, files: str) -> None:
-    """README.md: what the Hub and `load_dataset` read, and a word for people."""
+def write_card(dataset: Dataset, files: str, digest: str) -> None:
+    """README.md: what the Hub and `load_dataset` read, and a word for people. `digest` is that of the content."""
+    config = {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
     about: dict[str, Any] = {
         "pretty_name": dataset.name,
         "task_categories": sorted({_TASKS[kind] for kind in dataset.prompts.values()}),
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
+        "configs": [{**config, "description": f"content {digest}"}],
     }
     asked = "\n".join(f"- `{name}`: {kind}" for name, kind in dataset.prompts.items())
     (dataset.root / "README.md").write_text(

@@ -18,8 +18,8 @@ _HIDDEN = re.compile(r"(?<![^/])\.")
 _DRIVE = re.compile(r"^([A-Za-z]):")
 # readers pass over hidden files, and FiftyOne's fails for want of them
 _EDGES = re.compile(r"^[\s.]|\s$")
-# a folder `a.txt` beside the labels of `a.jpg` would take their place
-_LOOKS_LIKE_A_FILE = re.compile(r"\.(?:jpe?g|png|webp|txt|xml|jsonl?)$", re.IGNORECASE)
+# a folder `a.txt` beside the labels of `a.jpg` would take their place, as would one called `metadata.parquet`
+_LOOKS_LIKE_A_FILE = re.compile(r"\.(?:jpe?g|png|webp|txt|xml|jsonl?|csv|parquet)$", re.IGNORECASE)
 
 
 def clean_name(file_name: str) -> str:

@@ -1,13 +1,14 @@
 """What of some runs goes into a data set: which prompts, and of each image the answers of which run.
 
-An image is known by its `uri`. Of one that several runs hold, the last of them counts that answered all selected
-prompts, in the order in which the runs were named; if none did, the last that holds it.
+An image is known by its `uri`; one that a run lists under several names is as many images, each known by `uri` and
+name. Of one that several runs hold, the last of them counts that answered all selected prompts, in the order in which
+the runs were named; if none did, the last that holds it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +27,13 @@ LEFT_OUT = {"partial": "without an answer to each prompt", "failed": "without an
 NO_SIZE = "of unknown size, for they could not be read"
 
 _COLUMNS = {
-    "images": ["uri", "width"],
+    "images": ["uri", "file_name", "width"],
     "responses": ["prompt", "status", "annotation_count"],
     "annotations": ["label"],
 }
 
 Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,11 @@ def choose_prompts(
 def choose_images(
     runs: Sequence[RunResults], prompts: Mapping[str, Kind], statuses: AbstractSet[ImageStatus]
 ) -> Selection:
-    """Look once at the key columns of all parts: some 50 bytes of memory for each image. Raises `OutputError`."""
+    """Look once at the key columns of all parts: some 60 bytes of memory for each image. Raises `OutputError`."""
     looker = _Looker(prompts, statuses)
     places = [(run, part) for run in runs for part in run.parts]
-    looks = [look for run in runs for look in looker.look_at(run)]
+    looks_of_runs = [list(looker.look_at(run)) for run in runs]
+    looks = _with_names(looks_of_runs)
     keys, states, has_size = _joined(looks)
     counts = _last_answered(keys, states == 0)
     is_wanted = np.isin(states, [STATUSES.index(status) for status in statuses])
@@ -105,9 +108,12 @@ def choose_images(
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is remembered of the images of one part: a number for each URI, and the place of its status in STATUSES."""
+    """What is remembered of the images of one part: numbers for each URI, and for URI and name together, and the place
+    of its status in STATUSES.
+    """
 
-    keys: npt.NDArray[np.uint64]
+    keys: Numbers
+    named_keys: Numbers
     states: npt.NDArray[np.uint8]
     has_size: Flags
 
@@ -138,8 +144,9 @@ class _Looker:
         is_wanted = np.repeat(np.isin(states, self._wanted), len(failed) // max(len(states), 1))
         taken = np.repeat(has_labels & is_wanted, object_counts)
         self._remember(annotations["label"].filter(pa.array(taken, pa.bool_())))
-        keys = np.fromiter((number_of(uri) for uri in images["uri"].to_pylist()), np.uint64, images.num_rows)
-        return _Look(keys, states, pc.is_valid(images["width"]).to_numpy())
+        uris, names = images["uri"].to_pylist(), images["file_name"].to_pylist()
+        named = _numbers(f"{uri}\0{name}" for uri, name in zip(uris, names, strict=True))
+        return _Look(_numbers(uris), named, states, pc.is_valid(images["width"]).to_numpy())
 
     def _states(self, failed: Flags, responses: pa.Table, image_count: int) -> npt.NDArray[np.uint8]:
         is_selected = pc.is_in(responses["prompt"], value_set=self._prompts).to_numpy()
@@ -152,7 +159,27 @@ class _Looker:
         self.labels.update(UNLABELLED if label is None else label for label in pc.unique(labels).to_pylist())
 
 
-def _last_answered(keys: npt.NDArray[np.uint64], is_answered: Flags) -> Flags:
+def _with_names(looks_of_runs: Sequence[Sequence[_Look]]) -> list[_Look]:
+    """All looks, the keys of those URIs replaced that any of the runs has under several names."""
+    several = [_repeated(np.concatenate([look.keys for look in looks])) for looks in looks_of_runs if looks]
+    repeated = np.concatenate(several or [_numbers(())])
+    return [
+        replace(look, keys=np.where(np.isin(look.keys, repeated), look.named_keys, look.keys))
+        for looks in looks_of_runs
+        for look in looks
+    ]
+
+
+def _repeated(keys: Numbers) -> Numbers:
+    found, counts = np.unique(keys, return_counts=True)
+    return found[counts > 1]
+
+
+def _numbers(texts: Iterable[str]) -> Numbers:
+    return np.fromiter(map(number_of, texts), np.uint64)
+
+
+def _last_answered(keys: Numbers, is_answered: Flags) -> Flags:
     """Of the rows with one key the last that is answered, or else the last."""
     order = np.lexsort((is_answered, keys))  # which keeps the order of those that are equal
     is_last = np.ones(len(keys), np.bool_)
@@ -171,7 +198,7 @@ def _reasons(states: npt.NDArray[np.uint8], is_wanted: Flags, has_size: Flags) -
     return Counter({**reasons, NO_SIZE: int(np.count_nonzero(is_wanted & ~has_size))}) + Counter()
 
 
-def _joined(looks: Sequence[_Look]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8], Flags]:
+def _joined(looks: Sequence[_Look]) -> tuple[Numbers, npt.NDArray[np.uint8], Flags]:
     if not looks:
         return np.zeros(0, np.uint64), np.zeros(0, np.uint8), np.zeros(0, np.bool_)
     return (
