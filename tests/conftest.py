@@ -22,6 +22,17 @@ __all__ = ["annotate"]
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+LONG_FILES = (
+    "test_serving",
+    "test_engines",
+    "test_batch_mode",
+    "test_cli",
+    "test_kills",
+    "test_report",
+    "test_prefect_server",
+)
+"""They are begun first, or else one process would be at the last of them when all others have ended."""
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data/samples/images"
 
@@ -45,6 +56,10 @@ BOXES: dict[str, Any] = {
 """The schema of an answer with boxes, as a user of the SDK would write it."""
 
 MakeConfig = Callable[..., RunConfig]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
 
 
 @pytest.fixture(autouse=True)
