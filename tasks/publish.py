@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 
 from prefect import task
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact
@@ -15,8 +16,10 @@ async def publish_results(run: Run) -> RunSummary:
     try:
         summary = await asyncio.shield(publishing)
     except asyncio.CancelledError:
-        # its thread goes on in any case, and the lock must not be let go of before it has ended
-        await publishing
+        # its thread goes on, however often this is cancelled, and the lock must not be let go of before it has ended
+        while not publishing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(publishing)
         raise
     if summary.report:
         await acreate_link_artifact(link=as_link(summary.report), link_text="the run's page", key="pixscribe-report")
