@@ -120,7 +120,7 @@ def rerun(
     """Do a run again from its frozen config, about the very images of its manifest.
 
     What was answered is not asked again, so that only what failed, or what --set and --model make another question,
-    costs anything; `pixscribe diff` compares the two. Says which images are gone or changed since.
+    costs anything; `pixscribe diff` compares the two. Says which images are unreadable or changed since.
 
     Example: pixscribe rerun data/runs@demo-20261122-101500-3fa94c1e --replay
     """
@@ -209,10 +209,9 @@ def show(
     return 0
 
 
-app.command(plan)
-add_commands(app)
-for _command in (serve, deploy):
+for _command in (plan, serve, deploy):
     app.command(_command)
+add_commands(app)
 
 
 @app.command

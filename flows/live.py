@@ -56,8 +56,6 @@ class ProgressDisplay:
         self._started_s = time.monotonic()
         run = self.session.run
         say(f"{'resuming' if run.is_resumed else 'starting'} run {run.id}")
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=self.session.tally.stage)
 
     def _print_new_lines(self, tally: Tally) -> None:
         done = tally.shards_done

@@ -161,8 +161,7 @@ class Asker:
 
         When the run stops in between, what was answered to no use until then is given to `book`: it was billed. After a
         403, `renew` is asked once for another copy of the image: the file may have expired. `shard` is of no matter
-        here. Raises
-        `AuthenticationError` if there is none or that is refused too, and whatever else stops a run.
+        here. Raises `AuthenticationError` if there is none or that is refused too, and whatever else stops a run.
         """
         trial = Trial()
         try:

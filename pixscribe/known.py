@@ -8,18 +8,18 @@ tells no version (URLs, URIs in a bucket), an image is never known: it is opened
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import islice
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pixscribe.archive import LASTING_CODES
 from pixscribe.config import EMULATOR, RunConfig
 from pixscribe.errors import ConfigError, OutputError
+from pixscribe.manifests import Numbers, numbers_of
 from pixscribe.results import RunResults
 from pixscribe.run import make_questions
 from pixscribe.storage import Storage
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 SETTLED_CODES = LASTING_CODES | {"decode_error", "too_large", "unsupported_type"}
 """Failures that the same bytes would meet again."""
 BATCH = 8192
-
-Numbers = NDArray[np.uint64]
 
 
 class KnownImages:
@@ -48,7 +46,7 @@ class KnownImages:
         """Those that are not known, in their order."""
         refs = iter(refs)
         while batch := list(islice(refs, BATCH)):
-            known = np.isin(_numbers(_place(ref.uri, ref.version) for ref in batch), self._numbers)
+            known = np.isin(numbers_of(_place(ref.uri, ref.version) for ref in batch), self._numbers)
             known &= [ref.version is not None for ref in batch]
             self.skipped += int(known.sum())
             yield from (ref for ref, is_known in zip(batch, known, strict=True) if not is_known)
@@ -91,7 +89,7 @@ def _settled(images: pa.Table, responses: pa.Table) -> Numbers:
     """The numbers of the URIs whose questions need not be asked again. An image's `responses` stand together."""
     outcomes = zip(*(column.to_pylist() for column in responses.columns), strict=True)
     is_settled = np.array([status != "failed" or code in SETTLED_CODES for status, code in outcomes], np.bool_)
-    return _numbers(images["uri"].to_pylist())[is_settled.reshape(images.num_rows, -1).all(axis=1)]
+    return numbers_of(images["uri"].to_pylist())[is_settled.reshape(images.num_rows, -1).all(axis=1)]
 
 
 def _manifest(run: RunResults) -> Iterator[pa.RecordBatch]:
@@ -107,16 +105,11 @@ def _manifest(run: RunResults) -> Iterator[pa.RecordBatch]:
 
 def _versions(batch: pa.RecordBatch, settled: Numbers) -> Numbers:
     uris, versions = (column.to_pylist() for column in batch.columns)
-    return _numbers(map(_place, uris, versions))[np.isin(_numbers(uris), settled)]
+    return numbers_of(map(_place, uris, versions))[np.isin(numbers_of(uris), settled)]
 
 
 def _place(uri: str, version: str | None) -> str:
     return f"{uri}\0{version}"
-
-
-def _numbers(texts: Iterable[str]) -> Numbers:
-    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, np.uint64)
 
 
 def _joined(arrays: Iterable[Numbers]) -> Numbers:

@@ -80,10 +80,10 @@ def refs_of(lines: Iterable[Line], file: SourceFile) -> Iterator[ImageRef]:
     rows, names, left_out = Seen(), Seen(), 0
     # lines are made references first: of a line of many megabytes, a reference keeps some words
     for refs in _growing_batches(_ref(line, file) for line in lines):
-        fresh = rows.add(_numbers(f"{ref.file_name}\0{ref.uri}" for ref in refs))
+        fresh = rows.add(numbers_of(f"{ref.file_name}\0{ref.uri}" for ref in refs))
         left_out += len(refs) - int(fresh.sum())
         refs = [ref for ref, is_fresh in zip(refs, fresh, strict=True) if is_fresh]
-        fresh = names.add(_numbers(ref.file_name for ref in refs))
+        fresh = names.add(numbers_of(ref.file_name for ref in refs))
         yield from (ref if is_fresh else _told_apart(ref) for ref, is_fresh in zip(refs, fresh, strict=True))
     if left_out:
         logger.warning("%s: %d lines that repeat an earlier one were left out", file.name, left_out)
@@ -134,7 +134,8 @@ def _growing_batches(refs: Iterable[ImageRef]) -> Iterator[list[ImageRef]]:
         yield batch
 
 
-def _numbers(texts: Iterable[str]) -> Numbers:
+def numbers_of(texts: Iterable[str]) -> Numbers:
+    """64 bits of a hash for each text, in their order."""
     digests = b"".join(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.uint64)
 

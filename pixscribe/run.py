@@ -6,6 +6,7 @@
 <output>/runs/<id>/batches/           jobs of the Batch API, in batch mode
 <output>/runs/<id>/claims/            which worker is at which shard; only there while it is
 <output>/runs/.<config digest>.lock   which process is at work on this config; only there while one is
+<output>/runs/<id>/report.html        the page, which may be missing
 <output>/runs/<id>/run.json           written last: its presence means that the run is complete
 """
 
